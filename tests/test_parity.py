@@ -1,0 +1,127 @@
+"""Our numbers against those of the public reference code (tests/golden/README.md says how they were made)."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from bnrcam.cam import add_noise, attention_map, block_attention, refine
+from bnrcam.losses import VARIANTS, bnr_loss, noise_logits
+from golden.recipe import fill_state_dict, image
+
+GOLDEN = Path(__file__).parent / 'golden'
+
+
+def golden(name): return np.load(GOLDEN / f'{name}.npz')
+
+
+def names(file): return {name: tuple(shape) for name, shape in json.loads((GOLDEN / f'{file}.json').read_text()).items()}
+
+
+def recipe_model(size, dtype=torch.float32, num_classes=21):
+    "A Conformer filled with the recipe's weights."
+    net = timm.create_model(f'conformer_{size}_patch16', num_classes=num_classes).eval()
+    shapes = {name: value.shape for name, value in net.state_dict().items()}
+    net.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in fill_state_dict(shapes).items()})
+    return net.to(dtype)
+
+
+def batch(file, key='seeds'):
+    return torch.stack([torch.from_numpy(image(int(seed), *file['hw'])) for seed in file[key]])
+
+
+def close(ours, theirs, tolerance):
+    "Largest difference, as a share of the largest value."
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
+def test_state_dict_names_and_shapes(size):
+    net = timm.create_model(f'conformer_{size}_patch16', num_classes=21)
+    assert {name: tuple(value.shape) for name, value in net.state_dict().items()} == names(f'state_transcam_{size}')
+
+
+@pytest.mark.parametrize('size, pixels', [('tiny', 128), ('small', 128), ('tiny', 256), ('small', 256)])
+def test_conformer(size, pixels):
+    file = golden(f'conformer_{size}_{pixels}')
+    net, images = recipe_model(size), batch(file)
+    np.testing.assert_allclose(images.abs().double().sum(), file['input_abssum'], rtol=1e-9)
+    weights = sum(v.abs().double().sum() for n, v in net.state_dict().items() if not n.endswith('num_batches_tracked'))
+    np.testing.assert_allclose(weights, file['weights_abssum'], rtol=1e-9)
+    with torch.no_grad():
+        out = net(images)
+        close(out.cam.mean((-2, -1)), file['conv_logits'], 2e-5)
+        close(out.token_logits, file['trans_logits'], 2e-5)
+        close(out.cam, file['convcam'], 2e-5)
+        close(refine(out.cam, out.queries, out.keys), file['transcam'], 2e-5)
+        close(attention_map(out.queries, out.keys), file['attn_sum'], 2e-5 if pixels == 128 else 2e-3)
+
+
+@pytest.mark.parametrize('size', ['tiny', 'small'])
+def test_conformer_float64(size):
+    "Fine enough to tell the batch norms with eps 1e-5 from those with 1e-6."
+    file = golden(f'conformer_{size}_128')
+    with torch.no_grad():
+        out = recipe_model(size, torch.float64)(batch(file).double())
+        close(out.cam.mean((-2, -1)), file['conv_logits_f64'], 1e-9)
+        close(out.token_logits, file['trans_logits_f64'], 1e-9)
+        close(out.cam, file['convcam_f64'], 1e-9)
+        close(refine(out.cam, out.queries, out.keys), file['transcam_f64'], 1e-9)
+        close(attention_map(out.queries, out.keys), file['attn_sum_f64'], 1e-9)
+
+
+def test_attention_of_each_block():
+    file = golden('conformer_small_128')
+    with torch.no_grad():
+        out = recipe_model('small')(batch(file)[:1])
+        for ours, theirs in zip(map(block_attention, out.queries, out.keys), file['attn_blocks'], strict=True):
+            close(ours[0], theirs, 2e-5)
+
+
+def test_imagenet_classifier():
+    "The published ImageNet network: linear heads, and stride 2 in the last fusion block."
+    file = golden('conformer_cls_small_224')
+    net = recipe_model('small', num_classes=1000)
+    last = net.conv_trans_12.fusion_block
+    last.conv2.stride = last.residual_conv.stride = (2, 2)
+    net.conv_cls_head = torch.nn.Identity()
+    head = fill_state_dict({f'conv_cls_head.{n}': s for n, s in {'weight': (1000, 1024), 'bias': (1000,)}.items()})
+    with torch.no_grad():
+        out = net(batch(file))
+        conv = F.linear(out.cam.mean((-2, -1)), *map(torch.from_numpy, head.values()))
+        close(conv, file['conv_cls'], 2e-5)
+        close(out.token_logits, file['trans_cls'], 2e-5)
+
+
+BNR = {'k0': 'noise0', 'k1': 'noise1', 'k2': 'noise2', 'k1x2': 'noise2x'}
+
+
+@pytest.mark.parametrize('key', BNR)
+def test_bnr_loss(key):
+    file = golden('bnr_loss_small_128')
+    out, labels = recipe_model('small')(batch(file)), torch.from_numpy(file['labels'])
+    refined = refine(out.cam, out.queries, out.keys)
+    close(refined.detach(), file['M_star'], 1e-4)
+    close(add_noise(refined, out.queries, out.keys).detach(), file['M_2star'], 1e-4)
+    close(noise_logits(out, VARIANTS[BNR[key]]).detach(), file[f'z_{key}'], 1e-4)
+    losses = bnr_loss(out, labels, VARIANTS[BNR[key]])
+    for ours, theirs in {'loss_cls': 'L_cls', 'loss_noise': f'L_bg_{key}', 'loss': f'L_{key}'}.items():
+        np.testing.assert_allclose(losses[ours].item(), file[theirs], rtol=1e-4)
+
+
+@pytest.mark.parametrize('dtype, suffix, norms, token', [(torch.float32, '', 1e-3, 1e-2), (torch.float64, '_f64', 1e-5, 1e-5)])
+def test_bnr_gradients(dtype, suffix, norms, token):
+    "Gradients flow through the attention: with the attention detached, they are others."
+    file = golden('bnr_loss_small_128')
+    net = recipe_model('small', dtype)
+    bnr_loss(net(batch(file).to(dtype)), torch.from_numpy(file['labels']).to(dtype))['loss'].backward()
+    ours = dict(net.named_parameters())
+    grads = np.array([ours[name].grad.norm().item() for name in file['grad_names']])
+    np.testing.assert_allclose(grads, file[f'grad_norms_k1{suffix}'], rtol=norms)
+    assert np.abs(grads / file['grad_norms_k1_attn_detached'] - 1).max() > .1
+    close(net.cls_token.grad.flatten(), file['grad_cls_token_k1_f64'], token)
