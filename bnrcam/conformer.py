@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BatchNorm', 'HEADS', 'ConformerOutput', 'Attention', 'TransformerBlock', 'ConvBlock', 'FCUDown', 'FCUUp',
-           'ConvTransBlock', 'Conformer', 'init_weights', 'conformer_tiny_patch16', 'conformer_small_patch16',
-           'conformer_base_patch16', 'conformer_mini_patch16', 'WeightsError', 'read_weights', 'load_weights']
+           'ConvTransBlock', 'Conformer', 'init_weights', 'start_similar', 'conformer_tiny_patch16',
+           'conformer_small_patch16', 'conformer_base_patch16', 'conformer_mini_patch16', 'WeightsError',
+           'read_weights', 'load_weights']
 
 # %% ../nbs/03_conformer.ipynb #f46a0604
 from functools import partial
@@ -196,6 +197,16 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+# %% ../nbs/03_conformer.ipynb #b4d4b5fb
+def start_similar(model: nn.Module, std: float = 1.5) -> None:
+    """For training from scratch: give every `Attention` in `model` equal weights for queries and keys, drawn so that
+    both have standard deviation `std` for normalised tokens."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            query, key, _ = module.qkv.weight.data.chunk(3)
+            nn.init.normal_(query, std=std / query.shape[1]**.5)
+            key.copy_(query)
 
 # %% ../nbs/03_conformer.ipynb #912a8a14
 def _conformer(kwargs: dict, **sizes) -> Conformer:

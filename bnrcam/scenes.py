@@ -100,14 +100,14 @@ def sectors(shape: tuple[int, int], textures: list[int], rng: np.random.Generato
     nearest = np.argmin([d + wobble * (-1) ** i for i, d in enumerate(distance)], axis=0)
     return np.array([*textures, 0], np.uint8)[nearest]
 
-# %% ../nbs/01_scenes.ipynb #d0bdc877
+# %% ../nbs/01_scenes.ipynb #1c5d9d0b
 def paint_background(sector: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Hue, saturation and value (3, H, W) of the background: textures by sector, neutral ground at 0."""
     xy, n = pixel_grid(sector.shape), smooth_noise(rng, sector.shape)
     hsv = np.stack([.12 + .1 * n, np.full_like(n, rng.uniform(.02, .12)), rng.uniform(.45, .8) + .06 * n])
     for number in np.unique(sector[sector > 0]):
         pattern, where = texture(CONTEXTS[number - 1], xy, rng), sector == number
-        hue, s, v = rng.normal(HUES[number - 1], HUE_SD) / 360, rng.uniform(.2, .4), rng.uniform(.65, .9)
+        hue, s, v = rng.uniform(), rng.uniform(.2, .4), rng.uniform(.65, .9)
         hsv[:, where] = np.stack([np.full_like(n, hue), s * (.45 + .55 * pattern), v - .22 * pattern])[:, where]
     return hsv
 
