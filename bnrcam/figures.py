@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANT_NAMES', 'save_figure', 'overlay', 'picture_rows', 'cam_figure', 'first_label', 'method_figure', 'forward_one',
-           'curve_figure', 'received_attention', 'attention_figure']
+           'curve_figure', 'collapse_figure', 'received_attention', 'attention_figure']
 
 # %% ../nbs/12_figures.ipynb #4672db42
 from collections.abc import Sequence
@@ -127,6 +127,18 @@ def curve_figure(curves: pd.DataFrame) -> Figure:
     sns.lineplot(named, x='threshold', y='miou', hue='variant', errorbar='sd', ax=ax)
     ax.set(xlabel='hard threshold', ylabel='mIoU (%)')
     ax.legend(title=f"{curves['seed'].nunique()} seeds, band: one standard deviation", fontsize=8, title_fontsize=8)
+    return figure
+
+# %% ../nbs/12_figures.ipynb #5fe0e090
+def collapse_figure(scratch: pd.DataFrame, rates: pd.DataFrame) -> Figure:
+    "Left, bars: `best_miou` by `name` of networks trained from scratch; right, a line: `best_miou` by `lr` of fine-tuning."
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout='constrained', sharey=True)
+    bars = left.bar(scratch['name'], scratch['best_miou'])
+    left.bar_label(bars, fmt='%.1f')
+    left.set(ylabel='seed mIoU (%)', title='from scratch')
+    rates = rates.sort_values('lr')
+    right.plot(rates['lr'], rates['best_miou'], marker='o')
+    right.set(xscale='log', xlabel='learning rate', title='fine-tuned with noise x 1')
     return figure
 
 # %% ../nbs/12_figures.ipynb #1edb8a30

@@ -20,14 +20,14 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-# %% ../nbs/01_scenes.ipynb #6bfad51b
+# %% ../nbs/01_scenes.ipynb #0cdfd28d
 SCENE_CLASSES: tuple[str, ...] = ('apple', 'banana', 'leaf', 'fish', 'flower', 'starfish')
 CONTEXTS: tuple[str, ...] = ('checks', 'stripes', 'waves', 'ripples', 'dots', 'bricks')
 HUES: tuple[int, ...] = (0, 55, 115, 180, 240, 305)          # degrees
 HUE_SD = 10                                                  # degrees, drawn once an object and once a texture
 CONTEXT_RATE = 0.75                                          # how often a class brings its own context
 SHAPES_HW: tuple[tuple[int, int], ...] = ((96, 128), (128, 96), (112, 112), (96, 112), (112, 96), (128, 128))
-SCENE_SIZES: dict[str, int] = {'pretrain': 1200, 'train': 400, 'val': 100}
+SCENE_SIZES: dict[str, int] = {'pretrain': 1200, 'train': 240, 'val': 80}
 GENERATOR = 1                                                # raise it whenever the same seed gives other pictures
 
 # %% ../nbs/01_scenes.ipynb #f4ef3f9f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'Views', 'mirrored_cam', 'CAMs', 'write_cams', 'read_cams', 'seed_scores', 'infer_seeds']
 
-# %% ../nbs/07_seeds.ipynb #4bd2ddc7
+# %% ../nbs/07_seeds.ipynb #17c34d4a
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from .cam import refine
 from .data import DataError, VOCFolder, to_input
-from .train import load_tensors, model_digest, progress_bar, save_tensors
+from .train import code_digest, load_tensors, model_digest, progress_bar, save_tensors
 
 SCALES = (256, 512, 768)
 
@@ -43,7 +43,7 @@ def mirrored_cam(model: nn.Module, views: Tensor) -> Tensor:
     plain, mirror = refine(output.cam, output.queries, output.keys)[:, 1:].chunk(2)
     return plain + mirror.flip(-1)
 
-# %% ../nbs/07_seeds.ipynb #46bde980
+# %% ../nbs/07_seeds.ipynb #b2f33976
 class CAMs(NamedTuple):
     "Refined CAMs of an image: class indices (K,), 0 the first foreground class; image size (H, W); per scale (K, h, w)."
     classes: Tensor
@@ -53,11 +53,12 @@ class CAMs(NamedTuple):
 
 def write_cams(path: Path, cams: CAMs, made_by: str) -> None:
     "Store `cams` in half precision, with the digest of what made them; in one step. DataError if a value does not fit."
-    half = [m.half() for m in cams.maps]
+    means = torch.stack([m.mean((1, 2)) for m in cams.maps])
+    half = [(m - mean[:, None, None]).half() for m, mean in zip(cams.maps, means)]
     if not all(m.isfinite().all() for m in half):
         raise DataError(f'{path}: a CAM is not finite in half precision; has the training diverged?')
-    save_tensors(path, {'classes': cams.classes.to(torch.uint8), **{f'map_{i}': m for i, m in enumerate(half)}},
-                 size=list(cams.size), made_by=made_by)
+    save_tensors(path, {'classes': cams.classes.to(torch.uint8), 'means': means,
+                        **{f'map_{i}': m for i, m in enumerate(half)}}, size=list(cams.size), made_by=made_by)
 
 
 def read_cams(path: Path) -> CAMs:
@@ -65,7 +66,7 @@ def read_cams(path: Path) -> CAMs:
     tensors, metadata = load_tensors(path)
     if not tensors:
         raise DataError(f'{path}: no CAMs of this image; run the seeds stage')
-    maps = [tensors[name] for name in sorted(tensors) if name.startswith('map_')]
+    maps = [tensors[f'map_{i}'].float() + mean[:, None, None] for i, mean in enumerate(tensors['means'])]
     return CAMs(tensors['classes'].long(), tuple(metadata['size']), maps)
 
 
@@ -77,19 +78,19 @@ def seed_scores(cams: CAMs) -> np.ndarray:
     which changes no argmax."""
     if not len(cams.classes):
         return np.zeros((0, *cams.size), np.float32)
-    total = sum(F.interpolate(m[None].float(), cams.size, mode='bilinear')[0] for m in cams.maps).clamp(min=0)
+    total = sum(F.interpolate(m[None], cams.size, mode='bilinear')[0] for m in cams.maps).clamp(min=0)
     low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
     return ((total - low - 1e-5) / (high - low + 1e-5)).clamp(min=0).numpy()
 
-# %% ../nbs/07_seeds.ipynb #abc99ee7
+# %% ../nbs/07_seeds.ipynb #f60cb2bc
 @torch.inference_mode()
 def infer_seeds(model: nn.Module, dataset: VOCFolder, folder: str | Path, *, scales: Sequence[int] = SCALES,
                 batch_size: int = 8, workers: int = 0) -> Path:
     """Write `folder/NAME.safetensors` with the CAMs of every image of `dataset`, and return the folder.
 
-    Images whose file is there already, made by the same weights and scales, are left alone: a stopped run goes on.
+    Images whose file is there already, made by the same weights, scales and code, are left alone: a stopped run goes on.
     Labels are the image-level labels of the data set; an image without any gets no map."""
-    made_by = f'{model_digest(model)} {list(scales)} {dataset.fingerprint()}'
+    made_by = f'{model_digest(model)} {list(scales)} {dataset.fingerprint()} {code_digest()}'
     folder = Path(folder)
     todo = [i for i, name in enumerate(dataset.names)
             if not (path := folder / f'{name}.safetensors').is_file() or load_tensors(path)[1].get('made_by') != made_by]

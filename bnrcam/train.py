@@ -109,10 +109,10 @@ def warmup_cosine(progress: float, warmup: float = 0.1) -> float:
         return progress / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
-# %% ../nbs/06_train.ipynb #94147a72
+# %% ../nbs/06_train.ipynb #3c63c2f2
 def progress_bar(items: Iterable | None = None, **kwargs) -> tqdm:
     "A progress bar with time left that is readable in a terminal, a notebook and a log (a line every few seconds)."
-    return tqdm(items, file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 5, **kwargs)
+    return tqdm(items, file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 10, **kwargs)
 
 
 def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], dict[str, Tensor]],
@@ -181,12 +181,12 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
         frame.to_csv(folder / 'history.csv', index=False)
     return frame
 
-# %% ../nbs/06_train.ipynb #96b66dad
+# %% ../nbs/06_train.ipynb #957d0ca3
 def train_classifier(model: nn.Module, dataset: Dataset, variant: str, folder: str | Path, *, epochs: int, lr: float,
                      batch_size: int, seed: int, weight_decay: float = 5e-4,
                      schedule: Callable[[float], float] = constant, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     "`fit` for Eq. 9: variant is a name in `bnrcam.losses.VARIANTS`; defaults as in the paper, section 4.2."
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     run = {'variant': variant, 'lr': lr, 'weight_decay': weight_decay, 'schedule': schedule.__name__,
            'data': dataset.fingerprint()}
     return fit(model, dataset, lambda net, batch: bnr_loss(net(batch['image']), batch['labels'], VARIANTS[variant]),

@@ -7,9 +7,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torchvision import tv_tensors
 
 from bnrcam.cam import add_noise, attention_map, block_attention, refine
+from bnrcam.evaluate import confusion_matrix, curve_confusions, iou, score_histogram
 from bnrcam.losses import VARIANTS, bnr_loss, noise_logits
+from bnrcam.seeds import SCALES, CAMs, Views, mirrored_cam, read_cams, seed_scores, write_cams
 from golden.recipe import fill_state_dict, image
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -125,3 +128,48 @@ def test_bnr_gradients(dtype, suffix, norms, token):
     np.testing.assert_allclose(grads, file[f'grad_norms_k1{suffix}'], rtol=norms)
     assert np.abs(grads / file['grad_norms_k1_attn_detached'] - 1).max() > .1
     close(net.cls_token.grad.flatten(), file['grad_cls_token_k1_f64'], token)
+
+
+@pytest.mark.parametrize('photo', ['astronaut', 'cat'])
+def test_multi_scale_cams(photo, tmp_path):
+    "Through the views, the network and the store, as the seeds stage does it."
+    file = golden(f'cam_inference_tiny_{photo}')
+    item = Views()({'name': photo, 'labels': torch.from_numpy(file['labels']),
+                    'image': tv_tensors.Image(torch.from_numpy(file['image']).permute(2, 0, 1))})
+    net, classes = recipe_model('tiny'), item['labels'].nonzero().flatten()
+    np.testing.assert_array_equal(classes, file['class_ids'])
+    with torch.inference_mode():
+        maps = [mirrored_cam(net, item[f'view_{s}'][None])[0, classes] for s in SCALES]
+    write_cams(tmp_path / 'one.safetensors', CAMs(classes, tuple(item['size'].tolist()), maps), 'test')
+    ours, theirs = seed_scores(read_cams(tmp_path / 'one.safetensors')), file['norm_cam'].astype(np.float32)
+    inside = theirs >= 0  # the reference's pixels at the minimum leave [0, 1]; ours are 0
+    assert np.abs(ours - theirs)[inside].max() <= 2e-3
+    assert (ours[~inside] == 0).all()
+
+
+def seed_samples(file):
+    for index, truth in enumerate(file['gt']):
+        mine = file['cam_owner'] == index
+        order = np.argsort(file['cam_class'][mine])
+        yield truth, file['cam'][mine][order].astype(np.float32), file['cam_class'][mine][order] + 1
+
+
+def reference_iou(confusions):
+    "Percent, a class that is in neither truth nor prediction as 0: the reference's way."
+    return 100 * np.nan_to_num(iou(confusions))
+
+
+def test_threshold_curve():
+    file = golden('seed_eval')
+    total = sum(score_histogram(*sample, 21, file['thresholds']) for sample in seed_samples(file))
+    classes = reference_iou(curve_confusions(total))
+    np.testing.assert_allclose(classes, file['class_iou'], atol=1e-9)
+    np.testing.assert_allclose(classes.mean(1), file['miou_curve'], atol=1e-9)
+    assert classes.mean(1).argmax() == file['best_index']
+
+
+def test_label_maps():
+    file = golden('seed_eval')
+    classes = reference_iou(sum(confusion_matrix(*pair, 21) for pair in zip(file['gt'], file['png_pred'])))
+    np.testing.assert_allclose(classes, file['png_class_iou'], atol=1e-9)
+    np.testing.assert_allclose(classes.mean(), file['png_miou'], atol=1e-9)

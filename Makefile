@@ -1,0 +1,123 @@
+# What a person has to remember: make reproduce, make test, make lab, make help.
+PROFILE ?= mini
+DATA    ?= data/$(PROFILE)
+LAUNCH  ?=
+PYTHON  ?= python3
+VENV    ?= .venv
+# stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
+JOBS    ?= $(if $(filter mini,$(PROFILE)),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),1)
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.SECONDARY:
+.DEFAULT_GOAL := help
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(JOBS)
+endif
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONHASHSEED := 0
+
+BIN     := $(VENV)/bin
+READY   := $(VENV)/ready
+YAML    := nbs/profiles/$(PROFILE).yaml
+OUT     := reports/$(PROFILE)
+MODELS  := data/runs/$(PROFILE)
+
+# `list NAME` reads a one-line list of the profile
+comma := ,
+list = $(subst $(comma), ,$(shell sed -n 's/^$(1): *\[\(.*\)\].*/\1/p' $(YAML) 2>/dev/null | tr -d ' '))
+# trainings from scratch: the start of all variants, and three more for the collapse figure
+SCRATCH := pretrain pretrain-plain pretrain-noise1 pretrain-noise1-plain
+SEEDS   := $(call list,seeds)
+SWEEP   := $(call list,sweep)
+RUNS    := $(foreach variant,$(call list,variants),$(SEEDS:%=$(variant)-s%))
+EXTRA   := $(if $(SWEEP),$(SCRATCH) $(SWEEP:%=noise1-s$(firstword $(SEEDS))-lr%))
+RESULTS := table1 table5 figure1 figure2 figure4 figure5 $(if $(SWEEP),collapse)
+
+# the code that a stage runs, so that only what changed is stale
+code         = $(1:%=bnrcam/%.py)
+TRAIN_CODE  := $(call code,data conformer cam losses train)
+SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
+REPORT_CODE := $(call code,paper figures report)
+
+.PHONY: help reproduce test lab data notebooks clean
+help:  ## this list
+	@echo 'make TARGET [PROFILE=mini] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+
+reproduce: $(OUT)/index.ipynb  ## run what is stale of the study; the result is reports/PROFILE/index.html
+	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
+
+test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page
+	$(BIN)/python -m pytest
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+data: $(READY) $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)  ## make the embedded dataset
+
+notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
+	$(BIN)/nbdev_export
+	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	$(BIN)/nbdev_clean
+	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+
+clean:  ## remove the products of PROFILE: reports, weights, CAMs (not the data)
+	rm -rf $(OUT) $(MODELS)
+
+$(READY): settings.ini setup.py constraints.txt
+	@echo 'Setting up $(VENV) (a few minutes, several GB with the GPU libraries)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev]'
+	@touch $@
+
+data/mini/scenes.json: bnrcam/scenes.py | $(READY)
+	rm -rf data/mini
+	$(BIN)/python -c "from bnrcam.scenes import write_scenes; write_scenes('data/mini')"
+	@touch $@
+
+# a folder of one's own: say so where its name changes
+$(OUT)/.data: FORCE
+	@mkdir -p $(@D); [ "$$(cat $@ 2>/dev/null)" = '$(DATA)' ] || echo '$(DATA)' > $@
+FORCE:
+
+IMAGES := $(OUT)/.data $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
+
+# The executed notebook is the product. A notebook that fails stays beside it as NAME.failed.ipynb, for reading.
+# $(call papermill,PARAMETERS): runs the rule's first prerequisite.
+define papermill
+	@mkdir -p $(@D)
+	@echo '[$(patsubst reports/%.ipynb,%,$@)]'
+	@$(LAUNCH) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) -f $(YAML) -p root $(DATA) $(1) \
+	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
+	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \
+	  || { echo "[$(patsubst reports/%.ipynb,%,$@)] $$(grep -v '^ *$$' $(@:.ipynb=.log) | tail -n 1)"; \
+	       echo '  failed: read $(@:.ipynb=.failed.ipynb)'; exit 1; }
+	@mv $(@:.ipynb=.failed.ipynb) $@
+endef
+part = $(word $(1),$(subst -, ,$*))
+
+pretrain_arguments = $(if $(findstring plain,$*),-p similar False) $(if $(findstring noise1,$*),-p variant noise1)
+$(SCRATCH:%=$(OUT)/%/pretrain.ipynb): $(OUT)/%/pretrain.ipynb: nbs/stages/pretrain.ipynb $(YAML) $(IMAGES) $(TRAIN_CODE) | $(READY)
+	$(call papermill,-p run $* $(pretrain_arguments))
+
+# runs are named VARIANT-sSEED or VARIANT-sSEED-lrRATE
+$(OUT)/%/train.ipynb: nbs/stages/train.ipynb $(YAML) $(OUT)/pretrain/pretrain.ipynb
+	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)) \
+	  $(patsubst lr%,-p lr %,$(call part,3)) -p start $(MODELS)/pretrain/model.safetensors)
+
+$(SCRATCH:%=$(OUT)/%/seeds.ipynb): $(OUT)/%/seeds.ipynb: \
+    nbs/stages/seeds.ipynb $(YAML) $(SEEDS_CODE) $(OUT)/%/pretrain.ipynb
+	$(call papermill,-p run $* -p variant $(if $(findstring noise1,$*),noise1,baseline) -p seed 0)
+
+$(OUT)/%/seeds.ipynb: nbs/stages/seeds.ipynb $(YAML) $(SEEDS_CODE) $(OUT)/%/train.ipynb
+	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)))
+
+$(RESULTS:%=$(OUT)/%.ipynb): $(OUT)/%.ipynb: nbs/results/%.ipynb $(YAML) $(REPORT_CODE) $(RUNS:%=$(OUT)/%/seeds.ipynb)
+	$(call papermill)
+$(OUT)/collapse.ipynb: $(EXTRA:%=$(OUT)/%/seeds.ipynb)
+
+$(OUT)/index.ipynb: nbs/results/index.ipynb $(REPORT_CODE) $(RESULTS:%=$(OUT)/%.ipynb)
+	$(call papermill)
+	$(eval BUILT := yes)

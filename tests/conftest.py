@@ -1,0 +1,25 @@
+"""What several tests need: a tiny folder in VOC layout, and a tiny network."""
+import pytest
+import timm
+import torch
+
+import bnrcam.conformer  # noqa: F401  (registers the models)
+from bnrcam.scenes import write_scenes
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory):
+    return write_scenes(tmp_path_factory.mktemp('scenes') / 'mini', sizes={'train': 8, 'val': 4})
+
+
+@pytest.fixture
+def folder(scenes, tmp_path):
+    "A copy of the scenes that a test may spoil."
+    import shutil
+    return shutil.copytree(scenes, tmp_path / 'data')
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return timm.create_model('conformer_mini_patch16', num_classes=7)

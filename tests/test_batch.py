@@ -1,0 +1,180 @@
+"""`make reproduce` from end to end on a tiny profile: products, staleness, failure, resume, and the page in a browser."""
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bnrcam.scenes import write_scenes
+
+ROOT = Path(__file__).parent.parent
+TINY = '''
+profile: tiny
+about: A test.
+variants: [baseline, noise1]
+seeds: [0]
+root: none
+dataset: {classes: [apple, banana, leaf, fish, flower, starfish], pretrain: train, train: train, scored: null}
+model: {name: conformer_mini_patch16, drop_path_rate: 0.6}
+augment: {long_side: [64, 80], crop: 64}
+pretrain: {epochs: 1, lr: 0.001, weight_decay: 0.1, batch_size: 8}
+train: {epochs: 3, lr: 0.00005, weight_decay: 0.0005, batch_size: 4}
+inference: {scales: [64], batch_size: 4}
+compute: {threads: 1, workers: 0, precision: "no"}
+'''
+
+
+def make(repo, *arguments, **kwargs):
+    "`make` in a copy of the project, with this environment instead of a new one."
+    command = ['make', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/ready', 'PROFILE=tiny', 'DATA=scenes', 'JOBS=2', *arguments]
+    environment = {key: value for key, value in os.environ.items() if key not in ('MAKEFLAGS', 'MAKELEVEL')}
+    return subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=540, env=environment, **kwargs)
+
+
+def new_repo(folder):
+    for name in ('nbs', 'bnrcam'):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('Makefile', 'settings.ini', 'setup.py', 'constraints.txt'):
+        shutil.copy2(ROOT / name, folder)
+    (folder / 'nbs/profiles/tiny.yaml').write_text(TINY)
+    write_scenes(folder / 'scenes', sizes={'train': 16})
+    return folder
+
+
+@pytest.fixture(scope='module')
+def repo(tmp_path_factory):
+    folder = new_repo(tmp_path_factory.mktemp('repo'))
+    result = make(folder, 'reproduce')
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def ran(repo, *arguments):
+    "The notebooks that make would run now."
+    lines = make(repo, 'reproduce', '--dry-run', *arguments).stdout.splitlines()
+    return {line.split("'[")[1].split(']')[0].removeprefix('tiny/') for line in lines if line.startswith("echo '[")}
+
+
+def digest(path): return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+RESULTS = {'table1', 'table5', 'figure1', 'figure2', 'figure4', 'figure5'}
+
+
+def test_every_product_is_there(repo):
+    out = repo / 'reports/tiny'
+    for run in ('baseline-s0', 'noise1-s0'):
+        assert {path.name for path in (out / run).glob('*.ipynb')} == {'train.ipynb', 'seeds.ipynb'}
+    for name in ('table1', 'table5'):
+        assert all((out / f'{name}.{kind}').stat().st_size for kind in ('csv', 'md', 'tex', 'json'))
+    for name in ('figure1', 'figure2', 'figure4', 'figure5'):
+        assert all((out / f'{name}.{kind}').stat().st_size for kind in ('png', 'svg'))
+
+
+def test_tables_say_what_was_not_run(repo):
+    frame = pd.read_csv(repo / 'reports/tiny/table5.csv', index_col='variant')
+    assert frame.loc['noise x 1 (ours)', 'here, mIoU (%)'].endswith('(n=1)')
+    assert 'noise2' in frame.loc['noise x 2 (applied twice)', 'here, mIoU (%)']
+    assert frame['paper, VOC train'].tolist() == [64.9, 62.4, 66.2, 65.3, 65.3]
+
+
+def test_second_time_nothing_runs(repo):
+    start = time.perf_counter()
+    result = make(repo, 'reproduce')
+    assert 'Nothing to do' in result.stdout and '[' not in result.stdout
+    assert time.perf_counter() - start < 10
+
+
+def test_only_what_changed_is_stale(repo):
+    stages = {f'{run}/seeds' for run in ('baseline-s0', 'noise1-s0')}
+    assert ran(repo, '-W', 'nbs/results/table5.ipynb') == {'table5', 'index'}
+    assert ran(repo, '-W', 'bnrcam/figures.py') == RESULTS | {'index'}
+    assert ran(repo, '-W', 'bnrcam/evaluate.py') == stages | RESULTS | {'index'}
+    assert ran(repo, '-W', 'reports/tiny/noise1-s0/train.ipynb') == {'noise1-s0/seeds'} | RESULTS | {'index'}
+    assert len(ran(repo, 'DATA=elsewhere')) == 5 + len(RESULTS) + 1
+
+
+def test_failure_leaves_the_notebook_and_no_product(tmp_path):
+    repo = new_repo(tmp_path)
+    victim = repo / 'scenes/JPEGImages/train_00003.jpg'
+    victim.write_bytes(b'')
+    result = make(repo, 'reproduce')
+    folder = repo / 'reports/tiny/pretrain'
+    assert result.returncode != 0
+    assert 'DataError' in result.stdout and 'train_00003.jpg' in result.stdout and 'pretrain.failed.ipynb' in result.stdout
+    assert 'train_00003.jpg' in (folder / 'pretrain.failed.ipynb').read_text()
+    assert not (folder / 'pretrain.ipynb').exists() and not (repo / 'data/runs/tiny/pretrain/model.safetensors').exists()
+
+
+def test_killed_and_started_again(repo, tmp_path):
+    "Killed with -9 in the middle of a training: the next `make` goes on, and ends with the same weights and CAMs."
+    other = shutil.copytree(repo, tmp_path / 'other', symlinks=True)
+    for kind in ('reports', 'data/runs'):
+        shutil.rmtree(other / kind / 'tiny/noise1-s0')
+    model = 'data/runs/tiny/noise1-s0/model.safetensors'
+    target = 'reports/tiny/noise1-s0/seeds.ipynb'
+    process = subprocess.Popen(['make', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/ready', 'PROFILE=tiny', 'DATA=scenes', target],
+                               cwd=other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    checkpoint = other / 'data/runs/tiny/noise1-s0/checkpoint.safetensors'
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    subprocess.run(['pkill', '-9', '-f', 'ipykernel_launcher.*' + str(other)], check=False)
+    process.wait()
+    assert not (other / model).exists() and not (other / target).exists()
+    result = make(other, target)
+    assert result.returncode == 0, result.stdout
+    assert digest(other / model) == digest(repo / model)
+    for path in (repo / 'data/runs/tiny/noise1-s0/cams').iterdir():
+        assert digest(other / 'data/runs/tiny/noise1-s0/cams' / path.name) == digest(path)
+
+
+def test_help_lists_the_targets():
+    output = subprocess.run(['make', 'help'], cwd=ROOT, capture_output=True, text=True).stdout
+    assert all(f'  {target}\t' in output for target in ('reproduce', 'test', 'lab', 'data', 'notebooks', 'clean'))
+
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+DRIVER = shutil.which('chromedriver')
+
+
+@pytest.fixture(scope='module')
+def browser():
+    if not (CHROMIUM and DRIVER):
+        pytest.skip('needs Chromium and its driver (Debian: apt-get install chromium chromium-driver)')
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
+                 '--disable-background-networking', '--disable-component-update', '--disable-sync'):
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def test_page(repo, browser):
+    "No broken picture, no dead link, no error cell, no empty table, nothing on the console, nothing wider than a phone."
+    out = repo / 'reports/tiny'
+    pages = [out / 'index.html', *out.glob('*.html'), *out.glob('*/*.html')]
+    assert len(pages) > 10
+    for page in pages:
+        browser.get(page.as_uri())
+        assert browser.execute_script('return [...document.images].every(i => i.naturalWidth > 0 && i.alt !== null)')
+        assert 'Traceback' not in browser.page_source
+    browser.set_window_size(500, 900)
+    browser.get((out / 'index.html').as_uri())
+    tables = browser.execute_script('return [...document.querySelectorAll("table")].map(t => t.tBodies[0].rows.length)')
+    assert len(tables) == 2 and min(tables) >= 4
+    assert browser.execute_script('return [...document.images].every(i => i.alt.length > 10)')
+    assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth')
+    links = browser.execute_script('return [...document.links].map(l => l.href)')
+    assert links and all(Path(link.removeprefix('file://')).is_file() for link in links)
+    assert [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE'] == []

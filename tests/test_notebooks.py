@@ -1,0 +1,80 @@
+"""The library notebooks run, agree with the package, and carry nothing that does not belong in git."""
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = sorted((ROOT / 'nbs').glob('[0-9]*.ipynb'))
+BATCH = sorted((ROOT / 'nbs').glob('*/*.ipynb'))
+
+
+def tool(name, cwd):
+    subprocess.run([Path(sys.executable).parent / name], cwd=cwd, check=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    target = tmp_path_factory.mktemp('repo')
+    for name in ('nbs', 'bnrcam'):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'setup.py', 'pyproject.toml'):
+        shutil.copy(ROOT / name, target)
+    return target
+
+
+def contents(folder, pattern):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob(pattern))
+            if not {'__pycache__', '.ipynb_checkpoints'} & set(path.parts)}
+
+
+def test_package_is_what_the_notebooks_export(copy):
+    tool('nbdev_export', copy)
+    assert contents(copy / 'bnrcam', '*.py') == contents(ROOT / 'bnrcam', '*.py'), 'run nbdev_export'
+
+
+def test_notebooks_are_clean(copy):
+    tool('nbdev_clean', copy)
+    assert contents(copy / 'nbs', '*.ipynb') == contents(ROOT / 'nbs', '*.ipynb'), 'run nbdev_clean'
+
+
+@pytest.mark.parametrize('path', BATCH, ids=lambda path: f'{path.parent.name}/{path.stem}')
+def test_batch_notebooks_have_parameters_and_no_outputs(path):
+    cells = json.loads(path.read_text())['cells']
+    assert sum('parameters' in cell['metadata'].get('tags', []) for cell in cells) == 1
+    assert not any(cell.get('outputs') for cell in cells)
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda path: path.stem)
+def test_runs_in_under_a_minute(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert any(cell.get('outputs') for cell in notebook.cells), 'shows nothing'
+    start = time.perf_counter()
+    NotebookClient(notebook, timeout=120, kernel_name='python3', resources={'metadata': {'path': path.parent}}).execute()
+    seconds = time.perf_counter() - start
+    assert seconds < 60, f'{seconds:.0f} s'
+
+
+def test_import_needs_no_notebook_tools():
+    "Only what settings.ini lists under requirements: neither nbdev nor fastcore, papermill, jupyter or matplotlib."
+    code = '''
+import importlib.abc, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"nbdev", "fastcore", "execnb", "papermill", "nbformat", "nbconvert", "jupyterlab",
+                                  "IPython", "ipykernel", "matplotlib", "seaborn", "jinja2", "yaml"} - STUDY:
+            raise ImportError(name)
+STUDY = {"jinja2", "yaml", "matplotlib"}  # torch, huggingface_hub and timm may look for these themselves
+sys.meta_path.insert(0, Refuse())
+import bnrcam
+from bnrcam import affinity, cam, conformer, crf, data, evaluate, losses, paper, scenes, seeds, train
+import timm
+timm.create_model("conformer_mini_patch16", num_classes=3)
+'''
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
