@@ -77,10 +77,10 @@ data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 	$(BIN)/python -c "from bnrcam.scenes import write_scenes; write_scenes('data/mini')"
 	@touch $@
 
-# a folder of one's own: say so where its name changes
-$(OUT)/.data: FORCE
-	@mkdir -p $(@D); [ "$$(cat $@ 2>/dev/null)" = '$(DATA)' ] || echo '$(DATA)' > $@
-FORCE:
+# another DATA makes everything stale: its name is a file that is written only when it changes
+ifneq ($(filter reproduce $(OUT)/%,$(MAKECMDGOALS)),)
+$(shell mkdir -p $(OUT); [ "$$(cat $(OUT)/.data 2>/dev/null)" = '$(DATA)' ] || echo '$(DATA)' > $(OUT)/.data)
+endif
 
 IMAGES := $(OUT)/.data $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CELL', 'RADIUS', 'HEADS', 'pair_radius', 'pair_offsets', 'pair_views', 'pair_affinities', 'AffinityNet',
-           'transition_matrix', 'normalise_rows', 'random_walk', 'combine_labels', 'affinity_labels', 'affinity_losses',
-           'affinity_transform', 'AffinityData', 'poly', 'parameter_groups', 'train_affinity', 'read_seed',
-           'seed_labels', 'crf_seed', 'Walked', 'pad_to_cells', 'walk_by_affinity', 'attention_walk',
+           'transition_matrix', 'normalise_rows', 'random_walk', 'combine_labels', 'read_seed', 'seed_labels',
+           'crf_seed', 'affinity_labels', 'affinity_losses', 'affinity_transform', 'AffinityData', 'poly',
+           'parameter_groups', 'train_affinity', 'Walked', 'pad_to_cells', 'walk_by_affinity', 'attention_walk',
            'walk_by_attention', 'infer_walks', 'read_walked', 'walked_labels', 'seen_image', 'pseudo_label']
 
-# %% ../nbs/10_affinity.ipynb #b9424959
+# %% ../nbs/10_affinity.ipynb #9a7e2f8b
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,16 +29,16 @@ from torchvision.transforms import v2
 
 from .cam import refine
 from .crf import crf_labels
-from .data import IGNORE, MEAN, STD, DataError, VOCFolder, read_image, read_mask, to_input
+from .data import IGNORE, MEAN, STD, DataError, VOCFolder, read_image, read_labels, read_mask, to_input
 from .resnet38 import ResNet38
 from .seeds import CAMs, Views, read_cams, seed_scores
-from .train import fit, load_tensors, model_digest, progress_bar, save_tensors
+from .train import code_digest, fit, load_tensors, model_digest, progress_bar, save_tensors
 
 CELL, RADIUS = 8, 5  # pixels a cell; cells
 
-# %% ../nbs/10_affinity.ipynb #1a4852df
+# %% ../nbs/10_affinity.ipynb #65c0f6a0
 def pair_radius(size: Sequence[int]) -> int:
-    "Radius for a map of (h, w) cells: RADIUS, less on a small map; DataError below 5 cells a side, where no pair is left."
+    "Radius of pairs on a map of (h, w) cells: RADIUS, less if the map is small; DataError below 5 cells a side."
     radius = min(RADIUS, (min(size) - 1) // 2)
     if radius < 2:
         raise DataError(f'{size[0]}x{size[1]} cells of {CELL} pixels are too few for pairs: use images of at least '
@@ -51,30 +51,32 @@ def pair_offsets(radius: int) -> list[tuple[int, int]]:
     return [(dy, dx) for dy in range(radius) for dx in range(1 if dy == 0 else 1 - radius, radius)
             if dy**2 + dx**2 < radius**2]
 
-
+# %% ../nbs/10_affinity.ipynb #250e80c2
 def pair_views(grid: Tensor) -> tuple[Tensor, list[Tensor]]:
     """From (..., h, w): the cells that start pairs, (..., h - r + 1, w - 2r + 2) for radius r, and one view of the same
-    shape for every offset: the cells at which they end. Cells within r - 1 of the left, right and lower edge start none."""
+    shape for every offset: the cells at which they end.
+
+    Cells within r - 1 of the left, right and lower edge start none."""
     h, w = grid.shape[-2:]
     edge = pair_radius((h, w)) - 1
     views = [grid[..., dy:dy + h - edge, edge + dx:w - edge + dx] for dy, dx in pair_offsets(edge + 1)]
     return grid[..., :h - edge, edge:w - edge], views
 
-# %% ../nbs/10_affinity.ipynb #1606ca39
+# %% ../nbs/10_affinity.ipynb #f904bf44
 def pair_affinities(features: Tensor) -> Tensor:
     """Affinity exp(-mean |f_i - f_j|) of all pairs, (B, P, F) float32 in (0, 1], from features (B, C, h, w): P offsets,
     F starting cells. (Ahn and Kwak, arXiv 1803.10464, Eq. 2.)"""
     start, ends = pair_views(features.float())
     return torch.stack([torch.exp(-(end - start).abs().mean(1)).flatten(1) for end in ends], 1)
 
-
+# %% ../nbs/10_affinity.ipynb #d2d23e5b
 HEADS = ('f8_3', 'f8_4', 'f8_5', 'f9')
 
 
 class AffinityNet(ResNet38):
     """ResNet38 with the affinity head: (B, 3, H, W) to features (B, 448, ceil(H/8), ceil(W/8)) for `pair_affinities`.
 
-    frozen: all batch norms and the first blocks stay as they were loaded, as in the reference; False to train from scratch."""
+    frozen: batch norms and first blocks stay as they were loaded, as in the reference; False to train from scratch."""
     def __init__(self, width: float = 1., frozen: bool = True):
         super().__init__(width)
         self.frozen = frozen
@@ -99,10 +101,10 @@ class AffinityNet(ResNet38):
         heads = zip((self.f8_3, self.f8_4, self.f8_5), super().forward(images))
         return F.elu(self.f9(torch.cat([F.elu(head(features)) for head, features in heads], 1)))
 
-# %% ../nbs/10_affinity.ipynb #8699ca3f
+# %% ../nbs/10_affinity.ipynb #06c7ebd8
 def transition_matrix(pairs: Tensor, size: tuple[int, int], beta: float = 14) -> Tensor:
-    """Transition of the walk on B maps of n = h*w cells, (B*n, B*n) sparse CSR, rows sum to 1: affinity^beta of each cell
-    with its neighbours and itself (1), divided by their sum.
+    """Transition of the walk on B maps of n = h*w cells, (B*n, B*n) sparse CSR with rows that sum to 1: affinity^beta of
+    each cell with its neighbours, and 1 with itself, divided by their sum.
 
     pairs: (B, P, F) of `pair_affinities`; size: (h, w). The affinity is symmetric, so this is the transpose of the
     reference's matrix, which it multiplies from the left and divides by column sums."""
@@ -120,11 +122,12 @@ def normalise_rows(indices: Tensor, weights: Tensor, n: int) -> Tensor:
     "(n, n) sparse CSR of weights (m,) at indices (2, m), divided by the sums of the rows."
     with warnings.catch_warnings():  # torch calls its CSR form beta at the first use in a process
         warnings.filterwarnings('ignore', 'Sparse CSR tensor support')
-        matrix = torch.sparse_coo_tensor(indices, weights, (n, n)).to_sparse_csr()
+        matrix = torch.sparse_coo_tensor(indices, weights, (n, n), check_invariants=False).to_sparse_csr()
         sums = (matrix @ weights.new_ones(n, 1)).flatten().repeat_interleave(matrix.crow_indices().diff())
-        return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), matrix.values() / sums, (n, n))
+        return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), matrix.values() / sums, (n, n),
+                                       check_invariants=False)
 
-
+# %% ../nbs/10_affinity.ipynb #f714befb
 def random_walk(transition: Tensor, scores: Tensor, steps: int = 128) -> Tensor:
     "`scores` (B, K, h, w) after `steps` steps of the walk: each replaces a cell's score by the mean of its neighbours."
     vectors = scores.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -132,15 +135,47 @@ def random_walk(transition: Tensor, scores: Tensor, steps: int = 128) -> Tensor:
         vectors = transition @ vectors
     return vectors.unflatten(0, (len(scores), -1)).transpose(1, 2).unflatten(2, scores.shape[2:])
 
-# %% ../nbs/10_affinity.ipynb #feed2be4
+# %% ../nbs/10_affinity.ipynb #6d746cd8
 def combine_labels(low: Tensor, high: Tensor) -> Tensor:
-    """Label map (..., H, W) for affinities from two: a class where `low` has it, background where both say so, else 255.
+    """Label map (..., H, W) for affinities: a class where `low` has it, background where both maps say so, else 255.
 
-    low: labels at a high background score (few objects, sure); high: at a low one (much object, so what it leaves is
-    surely background)."""
+    low: labels at a high background score (little object, and sure); high: at a low one (much object, so that what is
+    left is surely background)."""
     return torch.where((low == 0) & (high != 0), IGNORE, low)
 
+# %% ../nbs/10_affinity.ipynb #db32d297
+def read_seed(root: str | Path, classes: Sequence[str], store: str | Path, name: str) -> tuple[Image.Image, CAMs]:
+    """Image of `name` in a folder in VOC layout, and its CAMs in `store`. DataError if there are none, or they do not
+    belong to the image and its labels.
 
+    It takes folder and classes instead of a `VOCFolder`, because worker processes get them anew with every image."""
+    path = Path(store, f'{name}.safetensors')
+    image, cams = read_image(Path(root, 'JPEGImages', f'{name}.jpg')), read_cams(path)
+    labels = read_labels(Path(root, 'Annotations', f'{name}.xml'), classes).nonzero().flatten()
+    if not len(labels):
+        raise DataError(f'{name}: the image has no foreground class: leave it out of the split')
+    if cams.size != image.size[::-1]:
+        raise DataError(f'{path}: the seeds are of {cams.size[1]}x{cams.size[0]} pixels, the image has '
+                        f'{image.size[0]}x{image.size[1]}: run the seeds stage again')
+    if cams.classes.tolist() != labels.tolist():
+        raise DataError(f'{path}: the seeds are of classes {cams.classes.tolist()}, the labels of the image are '
+                        f'{labels.tolist()}: run the seeds stage again')
+    return image, cams
+
+
+def seed_labels(cams: CAMs, background: float) -> np.ndarray:
+    "Labels (H, W) uint8 of a seed: the class of the top score where that is above `background`, else 0."
+    scores = seed_scores(cams)
+    top = cams.classes.numpy()[scores.argmax(0)] + 1
+    return np.where(scores.max(0) > np.float32(background), top, 0).astype(np.uint8)
+
+
+def crf_seed(root: str | Path, classes: Sequence[str], store: str | Path, background: float, name: str) -> np.ndarray:
+    "CRF labels (H, W) uint8 of the seed of `name` at a background score; a function for `bnrcam.crf.map_images`."
+    image, cams = read_seed(root, classes, store, name)
+    return crf_labels(np.array(image), seed_labels(cams, background), 1 + len(classes))
+
+# %% ../nbs/10_affinity.ipynb #e2130a8d
 def affinity_labels(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which pairs are both background, both of one class, and of two labels: three (B, P, F) bool from (B, h, w) uint8.
 
@@ -150,7 +185,7 @@ def affinity_labels(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sure, same = (start != IGNORE) & (ends != IGNORE), start == ends
     return sure & same & (start == 0), sure & same & (start != 0), sure & ~same
 
-
+# %% ../nbs/10_affinity.ipynb #f7ad4650
 def affinity_losses(pairs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Scalars `loss` = bg/4 + fg/4 + neg/2 and its parts, from affinities (B, P, F) and cell labels (B, h, w): cross
     entropies of like pairs on background, like pairs on objects, and unlike pairs, each a mean over its pairs."""
@@ -160,22 +195,23 @@ def affinity_losses(pairs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     parts = {'loss_bg': mean(like, bg), 'loss_fg': mean(like, fg), 'loss_neg': mean(unlike, neg)}
     return {'loss': parts['loss_bg'] / 4 + parts['loss_fg'] / 4 + parts['loss_neg'] / 2, **parts}
 
-# %% ../nbs/10_affinity.ipynb #4dea2af9
+# %% ../nbs/10_affinity.ipynb #9c92b155
 def affinity_transform(crop: int = 448, padding_label: int = 0) -> v2.Transform:
     """The reference's augmentation: jitter, a random crop, mirrored or not. Smaller images are padded, after
     normalisation, with 0; their labels with `padding_label`: 0, sure background, as TransCAM; 255, unsure, as PSA."""
     fill = {tv_tensors.Image: 0, tv_tensors.Mask: padding_label, 'others': 0}
-    return v2.Compose([v2.ColorJitter(0.3, 0.3, 0.3, 0.1), to_input(), v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
-                       v2.RandomHorizontalFlip()])
+    return v2.Compose([v2.ColorJitter(0.3, 0.3, 0.3, 0.1), to_input(),
+                       v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()])
 
 
 class AffinityData(Dataset):
-    """Images of `dataset` with their two CRF label maps, low/NAME.png and high/NAME.png. Items after `transform`:
-    `image` (3, crop, crop) float32 and `labels` (crop/8, crop/8) uint8, of `combine_labels` at every 8th pixel.
+    """Crops of `dataset` with labels from two CRF maps, low/NAME.png and high/NAME.png, after `affinity_transform`.
+    Items: `image` (3, crop, crop) float32 and `labels` (crop/8, crop/8) uint8, `combine_labels` at every 8th pixel.
 
     DataError for a map that is missing, of another size, or with a label that is no class."""
-    def __init__(self, dataset: VOCFolder, low: str | Path, high: str | Path, transform: Callable[[dict], dict]):
-        self.dataset, self.low, self.high, self.transform = dataset, Path(low), Path(high), transform
+    def __init__(self, dataset: VOCFolder, low: str | Path, high: str | Path, crop: int = 448, padding_label: int = 0):
+        self.dataset, self.low, self.high = dataset, Path(low), Path(high)
+        self.crop, self.padding_label, self.transform = crop, padding_label, affinity_transform(crop, padding_label)
         for path in (folder / f'{name}.png' for name in dataset.names for folder in (self.low, self.high)):
             if not path.is_file():
                 raise DataError(f'{path}: no CRF labels of this image; run the CRF on the seeds first')
@@ -191,13 +227,13 @@ class AffinityData(Dataset):
         return {'image': item['image'], 'labels': combine_labels(item['low'], item['high'])[::CELL, ::CELL]}
 
     def fingerprint(self) -> str:
-        "12 hex digits of the images, the label maps and the transform."
-        digest = hashlib.sha256(f'{self.dataset.fingerprint()} {self.transform}'.encode())
+        "12 hex digits of the images, the label maps, the crop and its padding."
+        digest = hashlib.sha256(f'{self.dataset.fingerprint()} {self.crop} {self.padding_label}'.encode())
         for name in self.dataset.names:
             for folder in (self.low, self.high): digest.update((folder / f'{name}.png').read_bytes())
         return digest.hexdigest()[:12]
 
-# %% ../nbs/10_affinity.ipynb #5a628d1b
+# %% ../nbs/10_affinity.ipynb #361f4f83
 def poly(progress: float, power: float = 0.9) -> float:
     "From 1 to 0 along (1 - progress)^power."
     return (1 - progress)**power
@@ -213,50 +249,22 @@ def parameter_groups(model: AffinityNet, lr: float, weight_decay: float) -> list
     return groups
 
 
-def train_affinity(model: AffinityNet, dataset: AffinityData, folder: str | Path, *, epochs: int, batch_size: int, seed: int,
-                   lr: float = 0.01, weight_decay: float = 5e-4, momentum: float = 5e-4, precision: str = 'no',
-                   workers: int = 0) -> pd.DataFrame:
+def train_affinity(model: AffinityNet, dataset: AffinityData, folder: str | Path, *, epochs: int, batch_size: int,
+                   seed: int, lr: float = 0.01, weight_decay: float = 5e-4, momentum: float = 5e-4,
+                   precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     """`fit` for the affinity losses: SGD with the poly schedule; defaults as the reference.
 
     momentum: 5e-4, because the reference hands its weight decay to SGD as third argument, which is the momentum."""
     optimizer = torch.optim.SGD(parameter_groups(model, lr, weight_decay), lr, momentum)
     run = {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum, 'data': dataset.fingerprint()}
-    return fit(model, dataset, lambda net, batch: affinity_losses(pair_affinities(net(batch['image'])), batch['labels']),
-               optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed, run=run, schedule=poly,
-               precision=precision, workers=workers)
+    loss = lambda net, batch: affinity_losses(pair_affinities(net(batch['image'])), batch['labels'])
+    return fit(model, dataset, loss, optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed, run=run,
+               schedule=poly, precision=precision, workers=workers)
 
-# %% ../nbs/10_affinity.ipynb #55c42e5f
-def read_seed(dataset: VOCFolder, store: str | Path, name: str) -> tuple[Image.Image, CAMs]:
-    "Image and stored CAMs of `name`; DataError if there are none, or if they do not belong to the image and its labels."
-    path = Path(store, f'{name}.safetensors')
-    image, cams = read_image(dataset.image_path(name)), read_cams(path)
-    labels = dataset.labels[dataset.names.index(name)].nonzero().flatten()
-    if not len(labels):
-        raise DataError(f'{name}: the image has no foreground class: leave it out of the split')
-    if cams.size != image.size[::-1]:
-        raise DataError(f'{path}: the seeds are of {cams.size[1]}x{cams.size[0]} pixels, the image has '
-                        f'{image.size[0]}x{image.size[1]}: run the seeds stage again')
-    if cams.classes.tolist() != labels.tolist():
-        raise DataError(f'{path}: the seeds are of classes {cams.classes.tolist()}, the labels of the image are '
-                        f'{labels.tolist()}: run the seeds stage again')
-    return image, cams
-
-
-def seed_labels(cams: CAMs, background: float) -> np.ndarray:
-    "Labels (H, W) uint8 of a seed: the class of the top score where that is above `background`, else 0."
-    scores = seed_scores(cams)
-    return np.where(scores.max(0) > np.float32(background), cams.classes.numpy()[scores.argmax(0)] + 1, 0).astype(np.uint8)
-
-
-def crf_seed(dataset: VOCFolder, store: str | Path, background: float, name: str) -> np.ndarray:
-    "CRF labels (H, W) uint8 of the seed of `name` at a background score; a function for `bnrcam.crf.map_images`."
-    image, cams = read_seed(dataset, store, name)
-    return crf_labels(np.array(image), seed_labels(cams, background), 1 + len(dataset.classes))
-
-# %% ../nbs/10_affinity.ipynb #ab210265
+# %% ../nbs/10_affinity.ipynb #068fabd3
 class Walked(NamedTuple):
     """Scores of an image after a walk. classes: (K,), 0 the first foreground class. size: (H, W) of the image.
-    covers: (H, W) that the map spans, from the upper left corner. scores: (1 + K, h, w), the first that of a constant 1."""
+    covers: (H, W) that the map spans, from the upper left corner. scores: (1 + K, h, w), the first of a constant 1."""
     classes: Tensor
     size: tuple[int, int]
     covers: tuple[int, int]
@@ -278,7 +286,7 @@ def walk_by_affinity(model: AffinityNet, image: Image.Image, cams: CAMs, beta: f
     transition = transition_matrix(pair_affinities(features), cells.shape[-2:], beta)
     return Walked(cams.classes, cams.size, tuple(inputs.shape[-2:]), random_walk(transition, cells, steps)[0])
 
-
+# %% ../nbs/10_affinity.ipynb #802e49a1
 def attention_walk(scores: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor], steps: int = 1, beta: float = 1.,
                    prefix_tokens: int = 1) -> Tensor:
     """`scores` (B, K, h, w) after `steps` steps along the attention of a transformer, rows of which sum to 1.
@@ -290,46 +298,51 @@ def attention_walk(scores: Tensor, queries: Sequence[Tensor], keys: Sequence[Ten
         scores = refine(scores, queries, keys, prefix_tokens) / sums
     return scores
 
-
+# %% ../nbs/10_affinity.ipynb #87aed1e3
 def walk_by_attention(model: nn.Module, image: Image.Image, cams: CAMs, scale: int = 512, beta: float = 1.,
                       steps: int = 1) -> Walked:
-    "The seed `cams` of `image` after a walk by the attention of the Conformer `model`, on the image as a square of `scale`."
+    "The seed `cams` of `image` after a walk by the attention of the Conformer `model`, which sees a square of `scale`."
     device = next(model.parameters()).device
     item = {'name': '', 'labels': cams.classes, 'image': tv_tensors.Image(v2.functional.pil_to_tensor(image))}
     output = model(Views([scale])(item)[f'view_{scale}'][None].to(device))
     seed = torch.from_numpy(seed_scores(cams))[None].to(device)
     tokens = F.pad(F.interpolate(seed, output.cam.shape[-2:], mode='area'), (0, 0, 0, 0, 1, 0), value=1.)
-    return Walked(cams.classes, cams.size, cams.size, attention_walk(tokens, output.queries, output.keys, steps, beta)[0])
+    scores = attention_walk(tokens, output.queries, output.keys, steps, beta)
+    return Walked(cams.classes, cams.size, cams.size, scores[0])
 
-# %% ../nbs/10_affinity.ipynb #36fe49cc
+# %% ../nbs/10_affinity.ipynb #82a4d92b
 @torch.inference_mode()
-def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolder, store: str | Path, folder: str | Path,
-                **parameters: float) -> Path:
-    """Write `folder/NAME.safetensors` with walk(model, image, seed, **parameters) of every image, and return the folder.
+def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolder, store: str | Path,
+                folder: str | Path, **parameters: float) -> Path:
+    """Write `folder/NAME.safetensors` with walk(model, image, seed, **parameters) of every image; returns the folder.
 
     walk: `walk_by_affinity` or `walk_by_attention`. Images whose file is there already, made from the same seeds by the
-    same weights and parameters, are left alone: a stopped run goes on. DataError names the image."""
-    accelerator, folder, digest = Accelerator(), Path(folder), model_digest(model)
+    same weights, parameters and code, are left alone: a stopped run goes on. DataError names the image."""
+    accelerator, folder = Accelerator(), Path(folder)
+    maker = f'{walk.__name__} {parameters} {model_digest(model)} {code_digest()}'
     model = model.to(accelerator.device).eval()
-    for name in progress_bar(dataset.names[accelerator.process_index::accelerator.num_processes], unit='image', desc='walk'):
+    names = dataset.names[accelerator.process_index::accelerator.num_processes]
+    for name in progress_bar(names, unit='image', desc='walk'):
         seed, path = Path(store, f'{name}.safetensors'), folder / f'{name}.safetensors'
-        made_by = f"{walk.__name__} {digest} {parameters} {load_tensors(seed)[1].get('made_by')}"
-        if path.is_file() and load_tensors(path)[1].get('made_by') == made_by:
+        made_by = f'{maker} {sorted(load_tensors(seed)[1].items())}'
+        if path.is_file() and load_tensors(path)[1].get('walk', {}).get('made_by') == made_by:
             continue
-        image, cams = read_seed(dataset, store, name)
+        image, cams = read_seed(dataset.root, dataset.classes, store, name)
         try: walked = walk(model, image, cams, **parameters)
         except DataError as error: raise DataError(f'{name}: {error}') from None
-        save_tensors(path, {'classes': walked.classes, 'scores': walked.scores}, size=walked.size, covers=walked.covers,
-                     made_by=made_by)
+        # one entry of metadata: the order of several differs from file to file
+        save_tensors(path, {'classes': walked.classes, 'scores': walked.scores},
+                     walk={'size': walked.size, 'covers': walked.covers, 'made_by': made_by})
     return folder
 
-
+# %% ../nbs/10_affinity.ipynb #c8e51368
 def read_walked(path: Path) -> Walked:
     "What `infer_walks` stored; DataError if there is nothing."
     tensors, metadata = load_tensors(path)
     if not tensors:
         raise DataError(f'{path}: no walked seeds of this image; run the walk first')
-    return Walked(tensors['classes'], tuple(metadata['size']), tuple(metadata['covers']), tensors['scores'])
+    size, covers = (tuple(metadata['walk'][key]) for key in ('size', 'covers'))
+    return Walked(tensors['classes'], size, covers, tensors['scores'])
 
 
 def walked_labels(walked: Walked, background: float = 0.42) -> np.ndarray:
@@ -340,19 +353,20 @@ def walked_labels(walked: Walked, background: float = 0.42) -> np.ndarray:
 
 
 def seen_image(image: Image.Image, covers: tuple[int, int]) -> np.ndarray:
-    """The image as the reference's CRF sees it, (H, W, 3) uint8 of size `covers`: normalised, padded with 0, turned back
-    and truncated. About 40 % of the values are one too low; the padding is the mean colour."""
+    """The image as the reference's CRF sees it, (H, W, 3) uint8 of size `covers`: normalised, padded with 0, turned
+    back and truncated. About 40 % of the values are one too low; the padding is the mean colour."""
     pixels = np.array(image) / 255
     normalised = ((pixels - MEAN) / STD).astype(np.float32)
     padded = np.pad(normalised, [(0, covers[0] - image.height), (0, covers[1] - image.width), (0, 0)])
     return ((padded * np.float32(STD) + np.float32(MEAN)) * 255).clip(0, 255).astype(np.uint8)
 
 
-def pseudo_label(dataset: VOCFolder, folder: str | Path, background: float, crf: bool, name: str) -> np.ndarray:
+def pseudo_label(root: str | Path, num_labels: int, folder: str | Path, background: float, crf: bool,
+                 name: str) -> np.ndarray:
     "Pseudo-label (H, W) uint8 of `name` from the walked seeds in `folder`; a function for `bnrcam.crf.map_images`."
     walked = read_walked(Path(folder, f'{name}.safetensors'))
     labels = walked_labels(walked, background)
     if crf:
-        image = seen_image(read_image(dataset.image_path(name)), walked.covers)
-        labels = crf_labels(image, labels, 1 + len(dataset.classes))
+        image = seen_image(read_image(Path(root, 'JPEGImages', f'{name}.jpg')), walked.covers)
+        labels = crf_labels(image, labels, num_labels)
     return labels[:walked.size[0], :walked.size[1]]

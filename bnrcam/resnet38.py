@@ -58,16 +58,16 @@ class BottleBlock(nn.Module):
         branch = self.dropout(F.relu(self.bn_branch2b2(self.conv_branch2b1(branch))))
         return self.conv_branch1(normed) + self.conv_branch2b2(branch), normed
 
-# %% ../nbs/10_resnet38.ipynb #d2114580
+# %% ../nbs/10_resnet38.ipynb #a76948d5
 class Features(NamedTuple):
-    "Features of B images at 1/8 of their size, at full width: (B, 512, h, w), (B, 1024, h, w), (B, 4096, h, w), all >= 0."
+    "Features at 1/8 of the size of the images, all >= 0; at full width they have 512, 1024 and 4096 channels."
     conv4: Tensor
     conv5: Tensor
     conv6: Tensor
 
 
 class ResNet38(nn.Module):
-    """ResNet38 (model A1 of Wu et al., arXiv 1611.10080) with dilated last blocks, as AffinityNet (arXiv 1803.10464) uses it.
+    """ResNet38 (arXiv 1611.10080, model A1) with dilated last blocks, as AffinityNet (arXiv 1803.10464) uses it.
 
     Input (B, 3, H, W), normalised, any size; output `Features` with h = ceil(H/8), w = ceil(W/8). State-dict names are
     those of the published networks. width scales all channels; published weights exist for 1 only."""
@@ -98,7 +98,7 @@ class ResNet38(nn.Module):
                 x, normed[name] = block(x)
         return Features(normed['b5'], normed['b6'], F.relu(self.bn7(x)))
 
-# %% ../nbs/10_resnet38.ipynb #bb03ce93
+# %% ../nbs/10_resnet38.ipynb #30e40076
 LIST_MAGIC, V1_MAGIC, V2_MAGIC = 0x112, 0xF993FAC8, 0xF993FAC9
 DTYPES = {0: '<f4', 1: '<f8', 2: '<f2', 3: 'u1', 4: '<i4', 5: 'i1', 6: '<i8'}
 
@@ -111,17 +111,17 @@ class Stream:
     def take(self, size: int) -> bytes:
         self.at += size
         if self.at > len(self.data):
-            raise WeightsError(f'{self.path}: truncated at {len(self.data)} bytes, {self.at - len(self.data)} are missing: '
-                               'fetch it again')
+            missing = self.at - len(self.data)
+            raise WeightsError(f'{self.path}: truncated, at least {missing} bytes are missing: fetch it again')
         return self.data[self.at - size:self.at]
 
     def ints(self, code: str, count: int = 1) -> tuple[int, ...]:
         "`count` little-endian integers; code I, Q: 4, 8 bytes, i, q: with sign."
         return struct.unpack(f'<{count}{code}', self.take(count * struct.calcsize(f'<{code}')))
 
-# %% ../nbs/10_resnet38.ipynb #22ca9b04
+# %% ../nbs/10_resnet38.ipynb #a7a252a3
 def read_array(stream: Stream) -> Tensor:
-    "The next array of an MXNet file, in any of the forms written from 2015 to 2022; WeightsError for a sparse or unknown one."
+    "The next array of an MXNet file, in any of the three forms; WeightsError for a sparse or unknown one."
     magic, = stream.ints('I')
     if magic == V2_MAGIC and stream.ints('i') != (0,):
         raise WeightsError(f'{stream.path}: holds a sparse array, which no network of ours has')
@@ -150,7 +150,8 @@ def read_params(path: str | Path) -> dict[str, Tensor]:
     arrays = [read_array(stream) for _ in range(*stream.ints('Q'))]
     names = [stream.take(*stream.ints('Q')).decode('ascii', 'replace') for _ in range(*stream.ints('Q'))]
     if len(names) != len(arrays) or stream.at != len(stream.data):
-        raise WeightsError(f'{path}: {len(arrays)} arrays, {len(names)} names, {len(stream.data) - stream.at} bytes left over: '
+        rest = len(stream.data) - stream.at
+        raise WeightsError(f'{path}: {len(arrays)} arrays, {len(names)} names, {rest} bytes left over: '
                            'the file is damaged')
     return {name.removeprefix('arg:').removeprefix('aux:'): value for name, value in zip(names, arrays)}
 
@@ -168,10 +169,10 @@ def torch_name(name: str) -> str:
         layer = f"b{stage}{f'_{number}' if number else ''}.{'conv' if kind == 'res' else 'bn'}_{branch}"
     return f"{layer.removesuffix('_moving')}.{entry}"
 
-# %% ../nbs/10_resnet38.ipynb #75af69ae
+# %% ../nbs/10_resnet38.ipynb #0de22e15
 def load_resnet38(model: nn.Module, path: str | Path, heads: tuple[str, ...] = ()) -> list[str]:
-    """Load a `.params`, `.pth` or `.safetensors` file into `model`, a ResNet38 or a network built on it. Returns the names
-    left out: entries of `heads` that the file lacks or that have another shape there.
+    """Load a `.params`, `.pth` or `.safetensors` file into `model`, a ResNet38 or a network built on it. Returns the
+    names left out: entries of `heads` that the file lacks or that have another shape there.
 
     WeightsError if any other name or shape differs, a value is not finite, or the file cannot be read."""
     if Path(path).suffix == '.params':
@@ -189,7 +190,8 @@ def fill_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, h
     fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
     wrong = sorted(name for name in own.keys() | state.keys() if name not in fits and not name.startswith(heads))
     if wrong:
-        raise WeightsError(f'{path}: weights of another network, {len(wrong)} of {len(own)} entries differ, first {wrong[0]}')
+        raise WeightsError(f'{path}: weights of another network, {len(wrong)} of {len(own)} entries differ, '
+                           f'first {wrong[0]}')
     broken = [name for name, value in fits.items() if not value.isfinite().all()]
     if broken:
         raise WeightsError(f'{path}: {broken[0]} is not finite: the file is damaged or its training diverged')

@@ -42,7 +42,7 @@ class Seeded(Dataset):
             torch.manual_seed(zlib.crc32(f'{self.seed} {self.epoch} {index}'.encode()))
             return self.dataset[index]
 
-# %% ../nbs/06_train.ipynb #6134d2e6
+# %% ../nbs/06_train.ipynb #7eac94ff
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says at which step and what to try."
 
@@ -52,7 +52,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix('.partial')
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial,
-              {key: json.dumps(value) for key, value in metadata.items()})
+              {'bnrcam': json.dumps(metadata)})  # one key: safetensors writes several in any order
     os.replace(partial, path)
 
 
@@ -61,14 +61,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     try:
         with safe_open(path, 'pt') as file:
             return ({name: file.get_tensor(name) for name in file.keys()},
-                    {key: json.loads(value) for key, value in (file.metadata() or {}).items()})
+                    json.loads((file.metadata() or {}).get('bnrcam', '{}')))
     except FileNotFoundError:
         return {}, {}
     except (SafetensorError, OSError, ValueError) as error:
         print(f'{path}: damaged, not used ({error})')
         return {}, {}
 
-# %% ../nbs/06_train.ipynb #f83d93c3
+# %% ../nbs/06_train.ipynb #2db82361
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     "Optimizer state as named tensors, `optimizer.PARAMETER.ENTRY`."
     return {f'optimizer.{index}.{key}': torch.as_tensor(value)
@@ -76,12 +76,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    "Put the state of `optimizer_tensors` back; learning rates and other options stay as they are."
+    """Put the state of `optimizer_tensors` back; learning rates and other options stay as they are.
+
+    A tensor of a parameter's shape also gets its memory format: fused kernels walk both side by side."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith('optimizer.'):
             _, index, key = name.split('.')
-            state.setdefault(int(index), {})[key] = value
+            like = parameters[int(index)]
+            same = value.shape == like.shape and value.dim()
+            state.setdefault(int(index), {})[key] = torch.empty_like(like, dtype=value.dtype).copy_(value) if same else value
     optimizer.load_state_dict({'state': state, 'param_groups': optimizer.state_dict()['param_groups']})
 
 

@@ -20,7 +20,7 @@ about: A test.
 variants: [baseline, noise1]
 seeds: [0]
 root: none
-dataset: {classes: [apple, banana, leaf, fish, flower, starfish], pretrain: train, train: train, scored: null}
+dataset: {classes: [apple, banana, leaf, fish, flower, starfish], pretrain: train, train: train, seeds: train, scored: null}
 model: {name: conformer_mini_patch16, drop_path_rate: 0.6}
 augment: {long_side: [64, 80], crop: 64}
 pretrain: {epochs: 1, lr: 0.001, weight_decay: 0.1, batch_size: 8}
