@@ -31,17 +31,19 @@ list = $(subst $(comma), ,$(shell sed -n 's/^$(1): *\[\(.*\)\].*/\1/p' $(YAML) 2
 SCRATCH := pretrain pretrain-plain pretrain-noise1 pretrain-noise1-plain
 SEEDS   := $(call list,seeds)
 SWEEP   := $(call list,sweep)
+LABELS  := $(foreach variant,$(call list,pseudo_labels),$(SEEDS:%=$(variant)-s%))
 RUNS    := $(foreach variant,$(call list,variants),$(SEEDS:%=$(variant)-s%))
 EXTRA   := $(if $(SWEEP),$(SCRATCH) $(SWEEP:%=noise1-s$(firstword $(SEEDS))-lr%))
-RESULTS := table1 table5 figure1 figure2 figure4 figure5 $(if $(SWEEP),collapse)
+RESULTS := table1 table5 figure1 figure2 figure4 figure5 $(if $(LABELS),pseudo) $(if $(SWEEP),collapse)
 
 # the code that a stage runs, so that only what changed is stale
 code         = $(1:%=bnrcam/%.py)
 TRAIN_CODE  := $(call code,data conformer cam losses train)
 SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
+PSEUDO_CODE := $(call code,crf resnet38 affinity)
 REPORT_CODE := $(call code,paper figures report)
 
-.PHONY: help reproduce test lab data notebooks clean
+.PHONY: help reproduce test lab data notebooks readme clean
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -61,7 +63,18 @@ notebooks: $(READY)  ## after an edit: export the package, run the library noteb
 	$(BIN)/nbdev_export
 	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb
 	$(BIN)/nbdev_clean
-	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+	@touch nbs/index.ipynb; $(MAKE) README.md
+
+README.md: nbs/index.ipynb | $(READY)
+	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout $< 2>/dev/null \
+	  | sed 's|](\.\./|](|g; s|](\([0-9][0-9]_\)|](nbs/\1|g' > $@
+
+readme: reproduce  ## after a run of mini: its Table 5 and Figures 1 and 4 into the README
+	mkdir -p reports/readme
+	cp $(OUT)/table5.md $(OUT)/figure1.png $(OUT)/figure4.png reports/readme/
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb
+	$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	@touch nbs/index.ipynb; $(MAKE) README.md
 
 clean:  ## remove the products of PROFILE: reports, weights, CAMs (not the data)
 	rm -rf $(OUT) $(MODELS)
@@ -114,8 +127,12 @@ $(SCRATCH:%=$(OUT)/%/seeds.ipynb): $(OUT)/%/seeds.ipynb: \
 $(OUT)/%/seeds.ipynb: nbs/stages/seeds.ipynb $(YAML) $(SEEDS_CODE) $(OUT)/%/train.ipynb
 	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)))
 
+$(OUT)/%/pseudo.ipynb: nbs/stages/pseudo.ipynb $(YAML) $(PSEUDO_CODE) $(OUT)/%/seeds.ipynb
+	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)))
+
 $(RESULTS:%=$(OUT)/%.ipynb): $(OUT)/%.ipynb: nbs/results/%.ipynb $(YAML) $(REPORT_CODE) $(RUNS:%=$(OUT)/%/seeds.ipynb)
 	$(call papermill)
+$(OUT)/table1.ipynb $(OUT)/pseudo.ipynb: $(LABELS:%=$(OUT)/%/pseudo.ipynb)
 $(OUT)/collapse.ipynb: $(EXTRA:%=$(OUT)/%/seeds.ipynb)
 
 $(OUT)/index.ipynb: nbs/results/index.ipynb $(REPORT_CODE) $(RESULTS:%=$(OUT)/%.ipynb)

@@ -101,10 +101,10 @@ class AffinityNet(ResNet38):
         heads = zip((self.f8_3, self.f8_4, self.f8_5), super().forward(images))
         return F.elu(self.f9(torch.cat([F.elu(head(features)) for head, features in heads], 1)))
 
-# %% ../nbs/10_affinity.ipynb #06c7ebd8
+# %% ../nbs/10_affinity.ipynb #f5ba9813
 def transition_matrix(pairs: Tensor, size: tuple[int, int], beta: float = 14) -> Tensor:
-    """Transition of the walk on B maps of n = h*w cells, (B*n, B*n) sparse CSR with rows that sum to 1: affinity^beta of
-    each cell with its neighbours, and 1 with itself, divided by their sum.
+    """Transition of the walk on B maps of n = h*w cells, (B*n, B*n) sparse CSR with rows that sum to 1: affinity^beta
+    of each cell with its neighbours, and 1 with itself, divided by their sum.
 
     pairs: (B, P, F) of `pair_affinities`; size: (h, w). The affinity is symmetric, so this is the transpose of the
     reference's matrix, which it multiplies from the left and divides by column sums."""

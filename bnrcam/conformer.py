@@ -6,7 +6,7 @@
 __all__ = ['BatchNorm', 'HEADS', 'ConformerOutput', 'Attention', 'TransformerBlock', 'ConvBlock', 'FCUDown', 'FCUUp',
            'ConvTransBlock', 'Conformer', 'init_weights', 'start_similar', 'conformer_tiny_patch16',
            'conformer_small_patch16', 'conformer_base_patch16', 'conformer_mini_patch16', 'WeightsError',
-           'read_weights', 'load_weights']
+           'read_weights', 'load_weights', 'fill_weights']
 
 # %% ../nbs/03_conformer.ipynb #f46a0604
 from functools import partial
@@ -270,22 +270,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
-# %% ../nbs/03_conformer.ipynb #9632415c
+# %% ../nbs/03_conformer.ipynb #de9d60f8
 HEADS = ('conv_cls_head', 'trans_cls_head')
 
 
 def load_weights(model: nn.Module, path: str | Path, heads: tuple[str, ...] = HEADS) -> list[str]:
-    """Load `path` into `model` and return the names left out: entries of `heads` whose shape differs or that
-    the file lacks. WeightsError if any other name or shape differs, or a value is not finite."""
-    state, own = read_weights(path), model.state_dict()
+    """Load `path` into `model` and return the names left out: entries of `heads` whose shape differs or that the file
+    lacks. WeightsError if any other name or shape differs, a value is not finite, or the file cannot be read."""
+    return fill_weights(model, read_weights(path), path, heads)
+
+
+def fill_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, heads: tuple[str, ...]) -> list[str]:
+    "Copy `state`, read from `path`, into `model`; returns and raises as `load_weights` does."
+    own = model.state_dict()
     fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
-    left_out = sorted(name for name in own.keys() - fits.keys() if name.startswith(heads))
-    wrong = sorted((own.keys() ^ state.keys() | {n for n in state.keys() - fits.keys()})
-                   - {name for name in own.keys() | state.keys() if name.startswith(heads)})
+    wrong = sorted(name for name in own.keys() | state.keys() if name not in fits and not name.startswith(heads))
     if wrong:
-        raise WeightsError(f'{path}: weights of another network, {len(wrong)} of {len(own)} entries differ, first {wrong[0]}')
+        raise WeightsError(f'{path}: weights of another network, {len(wrong)} of {len(own)} entries differ, '
+                           f'first {wrong[0]}')
     broken = [name for name, value in fits.items() if not value.isfinite().all()]
     if broken:
         raise WeightsError(f'{path}: {broken[0]} is not finite: the file is damaged or its training diverged')
     model.load_state_dict(fits, strict=False)
-    return left_out
+    return sorted(own.keys() - fits.keys())

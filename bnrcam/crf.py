@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['label_groups', 'plane_groups', 'fill_fours', 'mean_field', 'check_image', 'check_labels', 'crf_labels',
            'check_probabilities', 'crf_probabilities', 'write_result', 'check_importable', 'end_with_parent',
-           'map_images', 'refine_file', 'crf_folder']
+           'fresh_folder', 'map_images', 'refine_file', 'crf_folder']
 
-# %% ../nbs/09_crf.ipynb #d875fd11
-import os, sys, threading
+# %% ../nbs/09_crf.ipynb #68ad9eff
+import os, shutil, sys, threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
-from tqdm import tqdm
 
 from .data import DataError, read_image, read_mask, write_mask
 from .scenes import voc_palette
+from .train import progress_bar
 
 # %% ../nbs/09_crf.ipynb #a1131250
 def label_groups(labels: np.ndarray, num_labels: int) -> list[list[int]]:
@@ -149,12 +149,23 @@ def end_with_parent() -> None:
     torch.set_num_threads(1)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-# %% ../nbs/09_crf.ipynb #65118702
+# %% ../nbs/09_crf.ipynb #c414ede6
+def fresh_folder(folder: str | Path, made_by: str) -> Path:
+    "`folder`, emptied unless its file `made_by.txt` says just this: what makes the files, in words of the caller."
+    folder = Path(folder)
+    stamp = folder / 'made_by.txt'
+    if not stamp.is_file() or stamp.read_text(encoding='utf-8') != made_by:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stamp.write_text(made_by, encoding='utf-8')
+    return folder
+
+# %% ../nbs/09_crf.ipynb #0c107b06
 def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], folder: str | Path,
                workers: int | None = None) -> int:
     """Write folder/NAME.png for each name from function(name) -> (H, W) uint8 labels; returns how many were written.
 
-    Names whose PNG is there are skipped: to compute anew, delete the folder. workers: processes, default one a core;
+    Names whose PNG is there are skipped; `fresh_folder` sees to it that they were made the same way. workers: processes, default one a core;
     with 1 the work is done here. With more, the function must be importable (one of a module, or functools.partial of
     it), and a script must call this under `if __name__ == '__main__':`. The first error stops the run; what was
     written stays."""
@@ -163,7 +174,7 @@ def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], fold
     todo = [name for name in dict.fromkeys(names) if not (folder / f'{name}.png').exists()]
     workers = min(workers or os.cpu_count(), len(todo))
     job = partial(write_result, function, folder)
-    bar = partial(tqdm, total=len(todo), desc=folder.name, unit='image', mininterval=1)
+    bar = partial(progress_bar, total=len(todo), desc=folder.name, unit='image')
     if workers <= 1:
         for name in bar(todo): job(name)
     else:

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'confusion_matrix', 'iou', 'union_pixels', 'score_histogram', 'curve_confusions', 'activation_sums',
-           'error_shares', 'evaluate_seeds', 'summarise', 'trivial_predictions', 'evaluate_trivial']
+           'error_shares', 'evaluate_seeds', 'class_scores', 'summarise', 'evaluate_labels', 'trivial_predictions',
+           'evaluate_trivial']
 
-# %% ../nbs/08_evaluate.ipynb #dcbe2436
+# %% ../nbs/08_evaluate.ipynb #bffd4d38
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .data import IGNORE, VOCFolder
+from .data import IGNORE, VOCFolder, read_mask
 from .seeds import read_cams, seed_scores
 from .train import progress_bar
 
@@ -84,7 +85,7 @@ def error_shares(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     union[union == 0] = np.nan
     return (confusion.sum(0) - hits) / union, (confusion.sum(1) - hits) / union
 
-# %% ../nbs/08_evaluate.ipynb #73cc1898
+# %% ../nbs/08_evaluate.ipynb #a2e58c33
 def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str] | None = None) -> dict:
     """Score the CAM store `folder` on the true masks of `dataset`. Plain values, ready for JSON, percent for all shares:
 
@@ -102,22 +103,40 @@ def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str]
         'background_share': 100 * activation[0] / activation[1] if activation[1] else None, 'images': len(dataset.names)}
 
 
-def summarise(confusions: np.ndarray, names: Sequence[str], scored: Sequence[str] | None = None) -> dict:
-    "Curve, best threshold and its per-class numbers, from confusion matrices (T, C, C); keys as in `evaluate_seeds`."
+def class_scores(confusion: np.ndarray, names: Sequence[str], scored: Sequence[str] | None = None) -> dict:
+    """Numbers of one confusion matrix (C, C), percent: `miou` over the `scored` classes (all unless given), `iou` by
+    class, `absent`, `fp_share` and `fn_share` over the scored foreground, and `confusion`, as plain values."""
     scored = list(scored or names)
     picked = [names.index(name) for name in scored]
-    curve = np.nanmean(iou(confusions)[:, picked], 1)
-    best = int(curve.argmax())
-    classes, (fp, fn) = iou(confusions[best]), error_shares(confusions[best])
+    classes, (fp, fn) = iou(confusion), error_shares(confusion)
     foreground = [i for i in picked if i]
-    return {'thresholds': THRESHOLDS.tolist(), 'miou': (100 * curve).tolist(), 'best_threshold': float(THRESHOLDS[best]),
-            'best_miou': 100 * float(curve[best]), 'scored': scored,
+    return {'miou': 100 * float(np.nanmean(classes[picked])), 'scored': scored,
             'iou': {name: None if np.isnan(value) else 100 * float(value) for name, value in zip(names, classes)},
             'absent': [name for name in scored if np.isnan(classes[names.index(name)])],
             'fp_share': 100 * float(np.nanmean(fp[foreground])), 'fn_share': 100 * float(np.nanmean(fn[foreground])),
-            'confusion': confusions[best].tolist()}
+            'confusion': confusion.tolist()}
 
-# %% ../nbs/08_evaluate.ipynb #29e83f32
+
+def summarise(confusions: np.ndarray, names: Sequence[str], scored: Sequence[str] | None = None) -> dict:
+    "Curve, best threshold and its per-class numbers, from confusion matrices (T, C, C); keys as in `evaluate_seeds`."
+    picked = [names.index(name) for name in scored or names]
+    curve = np.nanmean(iou(confusions)[:, picked], 1)
+    best = int(curve.argmax())
+    return class_scores(confusions[best], names, scored) | {
+        'thresholds': THRESHOLDS.tolist(), 'miou': (100 * curve).tolist(), 'best_threshold': float(THRESHOLDS[best]),
+        'best_miou': 100 * float(curve[best])}
+
+
+def evaluate_labels(dataset: VOCFolder, folder: str | Path, scored: Sequence[str] | None = None) -> dict:
+    "`class_scores` of the label maps `folder/NAME.png` on the true masks of `dataset`; DataError if one is missing."
+    names, total = ('background', *dataset.classes), 0
+    for name in progress_bar(dataset.names, unit='image', desc='evaluate'):
+        truth = dataset.mask(name)
+        prediction = read_mask(Path(folder, f'{name}.png'), len(names), truth.shape[::-1])
+        total = total + confusion_matrix(truth, prediction, len(names))
+    return class_scores(total, names, scored)
+
+# %% ../nbs/08_evaluate.ipynb #c535b6c3
 def trivial_predictions(shape: tuple[int, int], classes: np.ndarray) -> dict[str, np.ndarray]:
     "Label maps (H, W) of three predictors that know the image's label values (K,) only."
     height, width = shape
@@ -135,4 +154,4 @@ def evaluate_trivial(dataset: VOCFolder, scored: Sequence[str] | None = None) ->
         truth = dataset.mask(name)
         for key, prediction in trivial_predictions(truth.shape, labels.nonzero().flatten().numpy() + 1).items():
             total[key] = total.get(key, 0) + confusion_matrix(truth, prediction, len(names))
-    return {key: summarise(counts[None], names, scored)['best_miou'] for key, counts in total.items()}
+    return {key: class_scores(counts, names, scored)['miou'] for key, counts in total.items()}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIST_MAGIC', 'V1_MAGIC', 'V2_MAGIC', 'DTYPES', 'NORM', 'ResBlock', 'BottleBlock', 'Features', 'ResNet38', 'Stream',
-           'read_array', 'read_params', 'torch_name', 'load_resnet38', 'fill_weights']
+           'read_array', 'read_params', 'torch_name', 'load_resnet38']
 
-# %% ../nbs/10_resnet38.ipynb #a7a22be7
+# %% ../nbs/10_resnet38.ipynb #3a1cbf82
 import re
 import struct
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conformer import WeightsError, init_weights, read_weights
+from .conformer import WeightsError, fill_weights, init_weights, read_weights
 
 # %% ../nbs/10_resnet38.ipynb #8ce5d017
 class ResBlock(nn.Module):
@@ -169,7 +169,7 @@ def torch_name(name: str) -> str:
         layer = f"b{stage}{f'_{number}' if number else ''}.{'conv' if kind == 'res' else 'bn'}_{branch}"
     return f"{layer.removesuffix('_moving')}.{entry}"
 
-# %% ../nbs/10_resnet38.ipynb #0de22e15
+# %% ../nbs/10_resnet38.ipynb #ba6997da
 def load_resnet38(model: nn.Module, path: str | Path, heads: tuple[str, ...] = ()) -> list[str]:
     """Load a `.params`, `.pth` or `.safetensors` file into `model`, a ResNet38 or a network built on it. Returns the
     names left out: entries of `heads` that the file lacks or that have another shape there.
@@ -182,18 +182,3 @@ def load_resnet38(model: nn.Module, path: str | Path, heads: tuple[str, ...] = (
     # the published files are older than these counters, which nothing reads
     counters = {name: value for name, value in model.state_dict().items() if name.endswith('num_batches_tracked')}
     return fill_weights(model, {**counters, **state}, path, ('linear1000', *heads))
-
-
-def fill_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path, heads: tuple[str, ...]) -> list[str]:
-    "Copy `state` into `model`; returns and raises as `load_resnet38` does."
-    own = model.state_dict()
-    fits = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
-    wrong = sorted(name for name in own.keys() | state.keys() if name not in fits and not name.startswith(heads))
-    if wrong:
-        raise WeightsError(f'{path}: weights of another network, {len(wrong)} of {len(own)} entries differ, '
-                           f'first {wrong[0]}')
-    broken = [name for name, value in fits.items() if not value.isfinite().all()]
-    if broken:
-        raise WeightsError(f'{path}: {broken[0]} is not finite: the file is damaged or its training diverged')
-    model.load_state_dict(fits, strict=False)
-    return sorted(own.keys() - fits.keys())

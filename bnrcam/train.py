@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Seeded', 'TrainingError', 'save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'model_digest',
-           'code_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
+           'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
 
 # %% ../nbs/06_train.ipynb #cace8d66
 import hashlib
@@ -103,6 +103,14 @@ def code_digest() -> str:
     sources = sorted((p for p in files('bnrcam').iterdir() if p.name.endswith('.py')), key=lambda p: p.name)
     return hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
+# %% ../nbs/06_train.ipynb #a4b83be4
+def folder_digest(folder: str | Path) -> str:
+    "12 hex digits of the names and contents of the files in `folder`."
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
 # %% ../nbs/06_train.ipynb #364ded25
 def constant(progress: float) -> float:
     return 1.
@@ -186,14 +194,14 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
         frame.to_csv(folder / 'history.csv', index=False)
     return frame
 
-# %% ../nbs/06_train.ipynb #957d0ca3
+# %% ../nbs/06_train.ipynb #11035951
 def train_classifier(model: nn.Module, dataset: Dataset, variant: str, folder: str | Path, *, epochs: int, lr: float,
                      batch_size: int, seed: int, weight_decay: float = 5e-4,
                      schedule: Callable[[float], float] = constant, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     "`fit` for Eq. 9: variant is a name in `bnrcam.losses.VARIANTS`; defaults as in the paper, section 4.2."
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     run = {'variant': variant, 'lr': lr, 'weight_decay': weight_decay, 'schedule': schedule.__name__,
-           'data': dataset.fingerprint()}
+           'data': dataset.fingerprint(), 'transform': repr(dataset.transform)}
     return fit(model, dataset, lambda net, batch: bnr_loss(net(batch['image']), batch['labels'], VARIANTS[variant]),
                optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed, run=run, schedule=schedule,
                precision=precision, workers=workers)

@@ -364,7 +364,8 @@ def test_training_and_resume(scenes, stages, tmp_path):
 
 
 def test_fingerprint_sees_labels_and_crop(scenes, stages):
-    print_of = lambda low, crop, padding=0: AffinityData(scenes, stages / low, stages / 'high', crop, padding).fingerprint()
+    high = stages / 'high'
+    print_of = lambda low, crop, padding=0: AffinityData(scenes, stages / low, high, crop, padding).fingerprint()
     same = print_of('low', 96)
     assert same == print_of('low', 96)
     assert len({same, print_of('high', 96), print_of('low', 104), print_of('low', 96, 255)}) == 4
@@ -436,7 +437,8 @@ def one_line(caught):
 
 
 def test_missing_seed(scenes, tmp_path):
-    with pytest.raises(DataError, match='run the seeds stage') as caught: read_seed(*of(scenes), tmp_path, scenes.names[0])
+    with pytest.raises(DataError, match='run the seeds stage') as caught:
+        read_seed(*of(scenes), tmp_path, scenes.names[0])
     one_line(caught)
     with pytest.raises(DataError, match=scenes.names[0]) as caught:
         infer_walks(walk_by_affinity, small_net(), scenes, tmp_path, tmp_path / 'out')
