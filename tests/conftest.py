@@ -3,7 +3,7 @@ import pytest
 import timm
 import torch
 
-import bnrcam.conformer  # noqa: F401  (registers the models)
+import bnrcam  # noqa: F401  (registers the models)
 from bnrcam.scenes import write_scenes
 
 

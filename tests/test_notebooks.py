@@ -1,5 +1,6 @@
 """The library notebooks run, agree with the package, and carry nothing that does not belong in git."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import bnrcam  # noqa: F401  (registers the models)
 import pytest
 from nbclient import NotebookClient
 
@@ -24,7 +26,7 @@ def copy(tmp_path_factory):
     target = tmp_path_factory.mktemp('repo')
     for name in ('nbs', 'bnrcam'):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-    for name in ('settings.ini', 'setup.py', 'pyproject.toml'):
+    for name in ('settings.ini', 'setup.py', 'pyproject.toml', 'Makefile', 'constraints.txt'):
         shutil.copy(ROOT / name, target)
     return target
 
@@ -42,6 +44,31 @@ def test_package_is_what_the_notebooks_export(copy):
 def test_notebooks_are_clean(copy):
     tool('nbdev_clean', copy)
     assert contents(copy / 'nbs', '*.ipynb') == contents(ROOT / 'nbs', '*.ipynb'), 'run nbdev_clean'
+
+
+def test_readme_is_the_index_notebook(copy):
+    command = ['make', '-B', 'README.md', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/ready']
+    subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=120)
+    assert (copy / 'README.md').read_text() == (ROOT / 'README.md').read_text(), 'run make README.md'
+
+
+def test_readme_pictures_and_links():
+    links = re.findall(r'\]\((?!http)([^)]+)\)', (ROOT / 'README.md').read_text())
+    assert len(links) > 10 and all((ROOT / link).exists() for link in links)
+
+
+def test_readme_examples(tmp_path, monkeypatch):
+    import timm
+    import torch
+    monkeypatch.chdir(tmp_path)
+    published = timm.create_model('conformer_small_patch16', num_classes=1000)
+    torch.save({'model': published.state_dict()}, 'Conformer_small_patch16.pth')
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    assert len(blocks) >= 2
+    namespace: dict = {}
+    for block in blocks:
+        exec(block, namespace)
+    assert namespace['refined'].shape == (2, 21, 32, 32) and set(namespace['losses']) == {'loss', 'loss_cls', 'loss_noise'}
 
 
 @pytest.mark.parametrize('path', BATCH, ids=lambda path: f'{path.parent.name}/{path.stem}')
@@ -73,7 +100,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 STUDY = {"jinja2", "yaml", "matplotlib"}  # torch, huggingface_hub and timm may look for these themselves
 sys.meta_path.insert(0, Refuse())
 import bnrcam
-from bnrcam import affinity, cam, conformer, crf, data, evaluate, losses, paper, scenes, seeds, train
+from bnrcam import affinity, cam, crf, data, evaluate, losses, paper, scenes, seeds, train
 import timm
 timm.create_model("conformer_mini_patch16", num_classes=3)
 '''
