@@ -36,6 +36,8 @@ RUNS    := $(foreach variant,$(call list,variants),$(SEEDS:%=$(variant)-s%))
 EXTRA   := $(if $(SWEEP),$(SCRATCH) $(SWEEP:%=noise1-s$(firstword $(SEEDS))-lr%))
 RESULTS := table1 table5 figure1 figure2 figure4 figure5 $(if $(LABELS),pseudo) $(if $(SWEEP),collapse)
 
+BENCH   := reports/bench/pseudo_labels.ipynb
+
 # the code that a stage runs, so that only what changed is stale
 code         = $(1:%=bnrcam/%.py)
 TRAIN_CODE  := $(call code,data conformer cam losses train)
@@ -43,7 +45,7 @@ SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
 PSEUDO_CODE := $(call code,crf resnet38 affinity)
 REPORT_CODE := $(call code,paper figures report)
 
-.PHONY: help reproduce test lab data notebooks readme clean
+.PHONY: help reproduce test lab data notebooks bench readme clean $(BENCH)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -68,6 +70,9 @@ notebooks: $(READY)  ## after an edit: export the package, run the library noteb
 README.md: nbs/index.ipynb | $(READY)
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout $< 2>/dev/null \
 	  | sed 's|](\.\./|](|g; s|](\([0-9][0-9]_\)|](nbs/\1|g' > $@
+
+bench: $(BENCH)  ## time the pseudo-labels against the textbook's forms, on DATA (a few minutes)
+	@echo "Done. Open $<; its numbers are in $(<:.ipynb=.json)"
 
 readme: reproduce  ## after a run of mini: its Table 5 and Figures 1 and 4 into the README
 	mkdir -p reports/readme
@@ -102,7 +107,7 @@ IMAGES := $(OUT)/.data $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
 define papermill
 	@mkdir -p $(@D)
 	@echo '[$(patsubst reports/%.ipynb,%,$@)]'
-	@$(LAUNCH) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) -f $(YAML) -p root $(DATA) $(1) \
+	@$(LAUNCH) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
 	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
 	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \
 	  || { echo "[$(patsubst reports/%.ipynb,%,$@)] $$(grep -v '^ *$$' $(@:.ipynb=.log) | tail -n 1)"; \
@@ -138,3 +143,8 @@ $(OUT)/collapse.ipynb: $(EXTRA:%=$(OUT)/%/seeds.ipynb)
 $(OUT)/index.ipynb: nbs/results/index.ipynb $(REPORT_CODE) $(RESULTS:%=$(OUT)/%.ipynb)
 	$(call papermill)
 	$(eval BUILT := yes)
+
+# no part of a study: it takes no profile, and runs whenever it is asked for
+$(BENCH): YAML :=
+$(BENCH): reports/%.ipynb: nbs/%.ipynb $(if $(filter data/mini,$(DATA)),data/mini/scenes.json) | $(READY)
+	$(call papermill)
