@@ -44,7 +44,7 @@ def union_pixels(confusion: np.ndarray) -> np.ndarray:
     "Pixels of each class in truth or prediction, (..., C)."
     return confusion.sum(-1) + confusion.sum(-2) - np.diagonal(confusion, axis1=-2, axis2=-1)
 
-# %% ../nbs/08_evaluate.ipynb #4d676922
+# %% ../nbs/08_evaluate.ipynb #1e783fdd
 def score_histogram(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray, num_classes: int,
                     thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
     """Pixels (C, C, T + 1) int64 by truth, top class and number of thresholds below its score.
@@ -65,12 +65,10 @@ def score_histogram(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray, 
 
 def curve_confusions(histogram: np.ndarray) -> np.ndarray:
     "Confusion matrices (T, C, C), one a threshold, from the sum of the images' `score_histogram`."
-    levels = histogram.shape[-1]
     # above threshold t: more than t thresholds are below the score
     foreground = histogram[..., ::-1].cumsum(-1)[..., ::-1][..., 1:]
     confusions = np.moveaxis(foreground, -1, 0).copy()
     confusions[..., 0] += np.moveaxis(histogram.sum((1, 2))[:, None] - foreground.sum(1), -1, 0)
-    assert len(confusions) == levels - 1
     return confusions
 
 # %% ../nbs/08_evaluate.ipynb #703d87f7

@@ -83,7 +83,7 @@ def label_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, st
     columns['truth'] = [voc_palette()[dataset.mask(name)] for name in names]
     return picture_rows(columns, [first_label(dataset, name) for name in names])
 
-# %% ../nbs/12_figures.ipynb #633b7e2a
+# %% ../nbs/12_figures.ipynb #0e5fdbce
 def method_figure(image: np.ndarray, output: ConformerOutput, channel: int, label: str) -> Figure:
     """Figure 2: the road from one image to the two losses, with the tensors of a forward pass of batch 1.
 
@@ -95,7 +95,8 @@ def method_figure(image: np.ndarray, output: ConformerOutput, channel: int, labe
     figure = plt.figure(figsize=(10, 3.6))
     boxes = {  # left, bottom, picture, title
         'image': (.00, .36, image, f'image: {label}'), 'cam': (.25, .66, M[0, channel], 'M  (Eq. 1)'),
-        'attention': (.25, .06, attention, 'A*  (Eq. 2-4)'), 'refined': (.50, .36, refined[0, channel], 'M* = A* M  (Eq. 5)'),
+        'attention': (.25, .06, attention.clip(max=np.quantile(attention, .99)),
+                                               'A*  (Eq. 2-4)\nlargest 1 % clipped'), 'refined': (.50, .36, refined[0, channel], 'M* = A* M  (Eq. 5)'),
         'noisy': (.75, .36, noisy[0, channel], 'M** = mean(A*) M*  (Eq. 6)')}
     axes = {}
     for name, (left, bottom, picture, title) in boxes.items():
@@ -140,16 +141,19 @@ def curve_figure(curves: pd.DataFrame) -> Figure:
     ax.legend(title=f'{seeds} seeds, band: one standard deviation' if seeds > 1 else 'one seed', fontsize=8, title_fontsize=8)
     return figure
 
-# %% ../nbs/12_figures.ipynb #5fe0e090
+# %% ../nbs/12_figures.ipynb #bc816621
 def collapse_figure(scratch: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     "Left, bars: `best_miou` by `name` of networks trained from scratch; right, a line: `best_miou` by `lr` of fine-tuning."
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout='constrained', sharey=True)
-    bars = left.bar(scratch['name'], scratch['best_miou'])
-    left.bar_label(bars, fmt='%.1f')
-    left.set(ylabel='seed mIoU (%)', title='from scratch')
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+    bars = left.barh(scratch['name'], scratch['best_miou'])
+    left.bar_label(bars, fmt=' %.1f')
+    left.margins(x=.15)
+    left.invert_yaxis()
+    left.set(xlabel='seed mIoU (%)', title='from scratch')
     rates = rates.sort_values('lr')
     right.plot(rates['lr'], rates['best_miou'], marker='o')
-    right.set(xscale='log', xlabel='learning rate', title='fine-tuned with noise x 1')
+    right.set(xscale='log', xlabel='learning rate', ylabel='seed mIoU (%)', ylim=(0, 1.15 * rates['best_miou'].max()),
+              title='fine-tuned with noise x 1')
     return figure
 
 # %% ../nbs/12_figures.ipynb #1edb8a30
