@@ -6,7 +6,7 @@
 __all__ = ['Seeded', 'TrainingError', 'save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'model_digest',
            'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
 
-# %% ../nbs/06_train.ipynb #cace8d66
+# %% ../nbs/06_train.ipynb #922aaccf
 import hashlib
 import json
 import math
@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -122,18 +123,19 @@ def warmup_cosine(progress: float, warmup: float = 0.1) -> float:
         return progress / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
-# %% ../nbs/06_train.ipynb #3c63c2f2
+# %% ../nbs/06_train.ipynb #6c4a2765
 def progress_bar(items: Iterable | None = None, **kwargs) -> tqdm:
     "A progress bar with time left that is readable in a terminal, a notebook and a log (a line every few seconds)."
     return tqdm(items, file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 10, **kwargs)
 
 
 def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], dict[str, Tensor]],
-        optimizer: torch.optim.Optimizer, folder: str | Path, *, epochs: int, batch_size: int, seed: int, run: dict,
+        optimizer: torch.optim.Optimizer, folder: str | Path, *, epochs: float, batch_size: int, seed: int, run: dict,
         schedule: Callable[[float], float] = constant, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     """Train `model` in place and leave `folder/model.safetensors` and `folder/history.csv`. Returns the history.
 
     loss(model, batch) gives scalars, `loss` is minimised and all are recorded, as means over each epoch.
+    epochs: passes over the data set; a fraction ends in the middle of the last one.
     run: plain values that say what is trained; a stopped run is taken up from its last epoch if they, the start
     weights and the code are the same, and ends with the same weights as an undisturbed one.
     precision: 'no', 'fp16' or 'bf16'. TrainingError if there are fewer images than a batch, or the loss is not finite."""
@@ -146,7 +148,7 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
     tensors, state = next((found for found in map(load_tensors, (done, part)) if found[1].get('run') == run), ({}, {}))
     history = state.get('history', [])
     if history:
-        print(f'{folder}: goes on after epoch {len(history)} of {epochs}')
+        print(f'{folder}: goes on after epoch {len(history)} of {epochs:g}')
         model.load_state_dict({name: tensors[name] for name in model.state_dict()})
         restore_optimizer(optimizer, tensors)
 
@@ -157,16 +159,18 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
     base_rates = [group['lr'] for group in optimizer.param_groups]
     network, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     steps = len(loader)
-    bar = progress_bar(total=epochs * steps, initial=len(history) * steps, unit='batch', desc=folder.name,
+    total = round(epochs * steps)
+    bar = progress_bar(total=total, initial=min(len(history) * steps, total), unit='batch', desc=folder.name,
                        disable=not accelerator.is_main_process)
-    for epoch in range(len(history), epochs):
+    for epoch in range(len(history), math.ceil(total / steps)):
         seeded.epoch = epoch
         order.manual_seed(zlib.crc32(f'order {seed} {epoch}'.encode()))
         set_seed(zlib.crc32(f'network {seed} {epoch}'.encode()) % 2**31, device_specific=True)
         network.train()
         totals: dict[str, float] = {}
-        for step, batch in enumerate(loader):
-            factor = schedule((epoch * steps + step) / (epochs * steps))
+        part_steps = min(steps, total - epoch * steps)
+        for step, batch in enumerate(islice(loader, part_steps)):
+            factor = schedule((epoch * steps + step) / total)
             for group, rate in zip(optimizer.param_groups, base_rates):
                 group['lr'] = rate * factor
             with accelerator.autocast():
@@ -178,12 +182,12 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
             optimizer.step()
             optimizer.zero_grad()
             for key, value in losses.items():
-                totals[key] = totals.get(key, 0.) + value.item() / steps
-            bar.set_postfix(epoch=f'{epoch + 1}/{epochs}', loss=f"{losses['loss'].item():.3f}", refresh=False)
+                totals[key] = totals.get(key, 0.) + value.item() / part_steps
+            bar.set_postfix(epoch=f'{epoch + 1}/{epochs:g}', loss=f"{losses['loss'].item():.3f}", refresh=False)
             bar.update()
         history.append({'epoch': epoch + 1, 'lr': base_rates[0] * factor, **totals})
         if accelerator.is_main_process:
-            last = epoch + 1 == epochs
+            last = (epoch + 1) * steps >= total
             save_tensors(done if last else part, model.state_dict() | ({} if last else optimizer_tensors(optimizer)),
                          run=run, history=history)
         accelerator.wait_for_everyone()
