@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['LIST_MAGIC', 'V1_MAGIC', 'V2_MAGIC', 'DTYPES', 'NORM', 'ResBlock', 'BottleBlock', 'Features', 'ResNet38', 'Stream',
-           'read_array', 'read_params', 'torch_name', 'load_resnet38']
+           'read_array', 'read_params', 'torch_name', 'load_resnet38', 'ResNet38Classifier', 'train_trunk']
 
-# %% ../nbs/10_resnet38.ipynb #3a1cbf82
+# %% ../nbs/10_resnet38.ipynb #2d376505
 import re
 import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .conformer import WeightsError, fill_weights, init_weights, read_weights
+from .train import fit, warmup_cosine
 
 # %% ../nbs/10_resnet38.ipynb #8ce5d017
 class ResBlock(nn.Module):
@@ -182,3 +185,23 @@ def load_resnet38(model: nn.Module, path: str | Path, heads: tuple[str, ...] = (
     # the published files are older than these counters, which nothing reads
     counters = {name: value for name, value in model.state_dict().items() if name.endswith('num_batches_tracked')}
     return fill_weights(model, {**counters, **state}, path, ('linear1000', *heads))
+
+# %% ../nbs/10_resnet38.ipynb #500d5fa6
+class ResNet38Classifier(ResNet38):
+    """(B, 3, H, W) to logits (B, num_classes): the published network with its class layer, whose name `linear1000` it has
+    for any number of classes."""
+    def __init__(self, num_classes: int = 1000, width: float = 1.):
+        super().__init__(width)
+        self.linear1000 = nn.Linear(self.channels(4096), num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear1000(super().forward(images).conv6.mean((2, 3)))
+
+
+def train_trunk(model: ResNet38Classifier, dataset: Dataset, folder: str | Path, *, epochs: int, lr: float, batch_size: int,
+                seed: int, weight_decay: float = 0.05, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
+    "`fit` for the image-level labels of `dataset` (a `VOCFolder`): multi-label soft margin loss, AdamW, half a cosine."
+    run = {'lr': lr, 'weight_decay': weight_decay, 'data': dataset.fingerprint(), 'transform': repr(dataset.transform)}
+    loss = lambda net, batch: {'loss': F.multilabel_soft_margin_loss(net(batch['image']), batch['labels'])}
+    return fit(model, dataset, loss, torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay), folder, epochs=epochs,
+               batch_size=batch_size, seed=seed, run=run, schedule=warmup_cosine, precision=precision, workers=workers)
