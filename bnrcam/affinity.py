@@ -9,7 +9,7 @@ __all__ = ['CELL', 'RADIUS', 'HEADS', 'pair_radius', 'pair_offsets', 'pair_views
            'parameter_groups', 'train_affinity', 'Walked', 'pad_to_cells', 'walk_by_affinity', 'attention_walk',
            'walk_by_attention', 'infer_walks', 'read_walked', 'walked_labels', 'seen_image', 'pseudo_label']
 
-# %% ../nbs/10_affinity.ipynb #9a7e2f8b
+# %% ../nbs/10_affinity.ipynb #ad9de08a
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -30,6 +29,7 @@ from torchvision.transforms import v2
 from .cam import refine
 from .crf import crf_labels
 from .data import IGNORE, MEAN, STD, DataError, VOCFolder, read_image, read_labels, read_mask, to_input
+from .launch import global_mean, processes, share
 from .resnet38 import ResNet38
 from .seeds import CAMs, Views, read_cams, seed_scores
 from .train import code_digest, fit, load_tensors, model_digest, progress_bar, save_tensors
@@ -185,13 +185,13 @@ def affinity_labels(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sure, same = (start != IGNORE) & (ends != IGNORE), start == ends
     return sure & same & (start == 0), sure & same & (start != 0), sure & ~same
 
-# %% ../nbs/10_affinity.ipynb #f7ad4650
+# %% ../nbs/10_affinity.ipynb #619f73ec
 def affinity_losses(pairs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Scalars `loss` = bg/4 + fg/4 + neg/2 and its parts, from affinities (B, P, F) and cell labels (B, h, w): cross
     entropies of like pairs on background, like pairs on objects, and unlike pairs, each a mean over its pairs."""
     bg, fg, neg = affinity_labels(labels)
     like, unlike = -torch.log(pairs + 1e-5), -torch.log(1 + 1e-5 - pairs)
-    mean = lambda values, where: (values * where).sum() / (where.sum() + 1e-5)
+    mean = lambda values, where: global_mean((values * where).sum(), where.sum(), 1e-5)
     parts = {'loss_bg': mean(like, bg), 'loss_fg': mean(like, fg), 'loss_neg': mean(unlike, neg)}
     return {'loss': parts['loss_bg'] / 4 + parts['loss_fg'] / 4 + parts['loss_neg'] / 2, **parts}
 
@@ -310,7 +310,7 @@ def walk_by_attention(model: nn.Module, image: Image.Image, cams: CAMs, scale: i
     scores = attention_walk(tokens, output.queries, output.keys, steps, beta)
     return Walked(cams.classes, cams.size, cams.size, scores[0])
 
-# %% ../nbs/10_affinity.ipynb #82a4d92b
+# %% ../nbs/10_affinity.ipynb #3431c154
 @torch.inference_mode()
 def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolder, store: str | Path,
                 folder: str | Path, **parameters: float) -> Path:
@@ -318,11 +318,10 @@ def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolde
 
     walk: `walk_by_affinity` or `walk_by_attention`. Images whose file is there already, made from the same seeds by the
     same weights, parameters and code, are left alone: a stopped run goes on. DataError names the image."""
-    accelerator, folder = Accelerator(), Path(folder)
+    state, folder = processes(), Path(folder)
     maker = f'{walk.__name__} {parameters} {model_digest(model)} {code_digest()}'
-    model = model.to(accelerator.device).eval()
-    names = dataset.names[accelerator.process_index::accelerator.num_processes]
-    for name in progress_bar(names, unit='image', desc='walk'):
+    model = model.to(state.device).eval()
+    for name in progress_bar(share(dataset.names), unit='image', desc='walk'):
         seed, path = Path(store, f'{name}.safetensors'), folder / f'{name}.safetensors'
         made_by = f'{maker} {sorted(load_tensors(seed)[1].items())}'
         if path.is_file() and load_tensors(path)[1].get('walk', {}).get('made_by') == made_by:
@@ -333,6 +332,7 @@ def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolde
         # one entry of metadata: the order of several differs from file to file
         save_tensors(path, {'classes': walked.classes, 'scores': walked.scores},
                      walk={'size': walked.size, 'covers': walked.covers, 'made_by': made_by})
+    state.wait_for_everyone()
     return folder
 
 # %% ../nbs/10_affinity.ipynb #c8e51368

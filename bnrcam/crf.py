@@ -7,7 +7,7 @@ __all__ = ['label_groups', 'plane_groups', 'fill_fours', 'mean_field', 'check_im
            'check_probabilities', 'crf_probabilities', 'write_result', 'check_importable', 'end_with_parent',
            'fresh_folder', 'map_images', 'refine_file', 'crf_folder']
 
-# %% ../nbs/09_crf.ipynb #68ad9eff
+# %% ../nbs/09_crf.ipynb #d2b87a68
 import os, shutil, sys, threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +21,7 @@ from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
 
 from .data import DataError, read_image, read_mask, write_mask
+from .launch import processes, share, sum_over_processes
 from .scenes import voc_palette
 from .train import progress_bar
 
@@ -149,30 +150,31 @@ def end_with_parent() -> None:
     torch.set_num_threads(1)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-# %% ../nbs/09_crf.ipynb #c414ede6
+# %% ../nbs/09_crf.ipynb #090a6810
 def fresh_folder(folder: str | Path, made_by: str) -> Path:
     "`folder`, emptied unless its file `made_by.txt` says just this: what makes the files, in words of the caller."
     folder = Path(folder)
     stamp = folder / 'made_by.txt'
-    if not stamp.is_file() or stamp.read_text(encoding='utf-8') != made_by:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        stamp.write_text(made_by, encoding='utf-8')
+    with processes().main_process_first():  # which leaves the others nothing to do
+        if not stamp.is_file() or stamp.read_text(encoding='utf-8') != made_by:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            stamp.write_text(made_by, encoding='utf-8')
     return folder
 
-# %% ../nbs/09_crf.ipynb #0c107b06
+# %% ../nbs/09_crf.ipynb #fdba091c
 def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], folder: str | Path,
                workers: int | None = None) -> int:
     """Write folder/NAME.png for each name from function(name) -> (H, W) uint8 labels; returns how many were written.
 
-    Names whose PNG is there are skipped; `fresh_folder` sees to it that they were made the same way. workers: processes, default one a core;
-    with 1 the work is done here. With more, the function must be importable (one of a module, or functools.partial of
-    it), and a script must call this under `if __name__ == '__main__':`. The first error stops the run; what was
-    written stays."""
+    Names whose PNG is there are skipped; `fresh_folder` sees to it that they were made the same way. workers: of each
+    process that a launcher started (they share the names), default one a core; with 1 the work is done here. With more,
+    the function must be importable (one of a module, or functools.partial of it), and a script must call this under
+    `if __name__ == '__main__':`. The first error stops the run; what was written stays."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    todo = [name for name in dict.fromkeys(names) if not (folder / f'{name}.png').exists()]
-    workers = min(workers or os.cpu_count(), len(todo))
+    todo = [name for name in share(list(dict.fromkeys(names))) if not (folder / f'{name}.png').exists()]
+    workers = min(workers or -(-os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))), len(todo))
     job = partial(write_result, function, folder)
     bar = partial(progress_bar, total=len(todo), desc=folder.name, unit='image')
     if workers <= 1:
@@ -183,7 +185,7 @@ def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], fold
         context.set_forkserver_preload(['bnrcam.crf'])  # the slow imports once, not in each worker
         with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
             for _ in bar(pool.map(job, todo)): pass
-    return len(todo)
+    return int(sum_over_processes(np.array(len(todo))))  # which is also where the processes wait for each other
 
 # %% ../nbs/09_crf.ipynb #935a3cd8
 def refine_file(images: Path, labels: Path, num_labels: int, name: str) -> np.ndarray:

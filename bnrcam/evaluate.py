@@ -7,7 +7,7 @@ __all__ = ['THRESHOLDS', 'confusion_matrix', 'iou', 'union_pixels', 'score_histo
            'error_shares', 'evaluate_seeds', 'class_scores', 'summarise', 'evaluate_labels', 'trivial_predictions',
            'evaluate_trivial']
 
-# %% ../nbs/08_evaluate.ipynb #bffd4d38
+# %% ../nbs/08_evaluate.ipynb #e18436d2
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .data import IGNORE, VOCFolder, read_mask
+from .launch import share, sum_over_processes
 from .seeds import read_cams, seed_scores
 from .train import progress_bar
 
@@ -83,21 +84,25 @@ def error_shares(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     union[union == 0] = np.nan
     return (confusion.sum(0) - hits) / union, (confusion.sum(1) - hits) / union
 
-# %% ../nbs/08_evaluate.ipynb #a2e58c33
+# %% ../nbs/08_evaluate.ipynb #95cdd8f3
 def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str] | None = None) -> dict:
     """Score the CAM store `folder` on the true masks of `dataset`. Plain values, ready for JSON, percent for all shares:
 
     thresholds, miou: the curve. best_threshold, best_miou. iou: by class, at the best. scored: the classes in the mean,
     all unless given (with 'background'). absent: classes in neither truth nor prediction, left out of the mean.
-    background_share; fp_share, fn_share: mean over the scored foreground. confusion: at the best. images: their number."""
-    names = ('background', *dataset.classes)
-    total, activation = 0, np.zeros(2)
-    for name in progress_bar(dataset.names, unit='image', desc='evaluate'):
+    background_share; fp_share, fn_share: mean over the scored foreground. confusion: at the best. images: their number.
+    Several processes share the images; each gets the same result, to the last bit that of one process."""
+    names, count = ('background', *dataset.classes), len(dataset.names)
+    histogram = np.zeros((len(names), len(names), len(THRESHOLDS) + 1), np.int64)
+    activations = np.zeros((count, 2))  # one row an image: added up in their order, whoever computed them
+    for i in progress_bar(share(range(count)), unit='image', desc='evaluate'):
+        name = dataset.names[i]
         cams, truth = read_cams(Path(folder, f'{name}.safetensors')), dataset.mask(name)
         scores = seed_scores(cams)
-        total = total + score_histogram(truth, scores, cams.classes.numpy() + 1, len(names))
-        activation += activation_sums(truth, scores)
-    return summarise(curve_confusions(total), names, scored) | {
+        histogram += score_histogram(truth, scores, cams.classes.numpy() + 1, len(names))
+        activations[i] = activation_sums(truth, scores)
+    activation = sum_over_processes(activations).cumsum(0)[-1]
+    return summarise(curve_confusions(sum_over_processes(histogram)), names, scored) | {
         'background_share': 100 * activation[0] / activation[1] if activation[1] else None, 'images': len(dataset.names)}
 
 
@@ -127,12 +132,13 @@ def summarise(confusions: np.ndarray, names: Sequence[str], scored: Sequence[str
 
 def evaluate_labels(dataset: VOCFolder, folder: str | Path, scored: Sequence[str] | None = None) -> dict:
     "`class_scores` of the label maps `folder/NAME.png` on the true masks of `dataset`; DataError if one is missing."
-    names, total = ('background', *dataset.classes), 0
-    for name in progress_bar(dataset.names, unit='image', desc='evaluate'):
+    names = ('background', *dataset.classes)
+    counts = np.zeros((len(names), len(names)), np.int64)
+    for name in progress_bar(share(dataset.names), unit='image', desc='evaluate'):
         truth = dataset.mask(name)
         prediction = read_mask(Path(folder, f'{name}.png'), len(names), truth.shape[::-1])
-        total = total + confusion_matrix(truth, prediction, len(names))
-    return class_scores(total, names, scored)
+        counts += confusion_matrix(truth, prediction, len(names))
+    return class_scores(sum_over_processes(counts), names, scored)
 
 # %% ../nbs/08_evaluate.ipynb #c535b6c3
 def trivial_predictions(shape: tuple[int, int], classes: np.ndarray) -> dict[str, np.ndarray]:

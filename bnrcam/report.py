@@ -7,7 +7,7 @@ __all__ = ['PSEUDO', 'COMPARISON', 'SHARE', 'CAPTIONS', 'PAGE', 'provenance', 'w
            'mean_spread', 'seed_table', 'noise_table', 'load_segmentation', 'class_table', 'data_name', 'server_score',
            'segmentation_table', 'write_table', 'notebook_page', 'write_index']
 
-# %% ../nbs/13_report.ipynb #b1883c1f
+# %% ../nbs/13_report.ipynb #e5660688
 import html
 import json
 import os
@@ -26,10 +26,11 @@ from markupsafe import Markup
 
 from .data import DataError
 from .figures import BENCHMARKS, SEGMENT_NAMES, VARIANT_NAMES
+from .launch import processes
 from .paper import VOC_LABELS, table
 from .train import code_digest
 
-# %% ../nbs/13_report.ipynb #fb5969b7
+# %% ../nbs/13_report.ipynb #12f9c177
 def provenance(**values) -> dict:
     "What made a number: the given values, then code and library versions, device and time."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
@@ -39,7 +40,9 @@ def provenance(**values) -> dict:
 
 
 def write_json(path: str | Path, value: dict) -> None:
-    "Write `value` as JSON, in one step."
+    "Write `value` as JSON, in one step; of several processes, the first one does."
+    if not processes().is_main_process:
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix('.partial')

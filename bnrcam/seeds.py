@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'Views', 'mirrored_cam', 'CAMs', 'write_cams', 'read_cams', 'seed_scores', 'infer_seeds']
 
-# %% ../nbs/07_seeds.ipynb #17c34d4a
+# %% ../nbs/07_seeds.ipynb #a4ee03e4
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from .cam import refine
 from .data import DataError, VOCFolder, to_input
+from .launch import processes, share
 from .train import code_digest, load_tensors, model_digest, progress_bar, save_tensors
 
 SCALES = (256, 512, 768)
@@ -82,28 +82,36 @@ def seed_scores(cams: CAMs) -> np.ndarray:
     low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
     return ((total - low - 1e-5) / (high - low + 1e-5)).clamp(min=0).numpy()
 
-# %% ../nbs/07_seeds.ipynb #f60cb2bc
+# %% ../nbs/07_seeds.ipynb #29d2c04f
 @torch.inference_mode()
 def infer_seeds(model: nn.Module, dataset: VOCFolder, folder: str | Path, *, scales: Sequence[int] = SCALES,
                 batch_size: int = 8, workers: int = 0) -> Path:
     """Write `folder/NAME.safetensors` with the CAMs of every image of `dataset`, and return the folder.
 
     Images whose file is there already, made by the same weights, scales and code, are left alone: a stopped run goes on.
-    Labels are the image-level labels of the data set; an image without any gets no map."""
+    Labels are the image-level labels of the data set; an image without any gets no map. Several processes share the
+    images, and return when all are done."""
     made_by = f'{model_digest(model)} {list(scales)} {dataset.fingerprint()} {code_digest()}'
-    folder = Path(folder)
-    todo = [i for i, name in enumerate(dataset.names)
-            if not (path := folder / f'{name}.safetensors').is_file() or load_tensors(path)[1].get('made_by') != made_by]
+    state, folder = processes(), Path(folder)
+
+    def missing(name: str) -> bool:
+        path = folder / f'{name}.safetensors'
+        return not path.is_file() or load_tensors(path)[1].get('made_by') != made_by
+
+    indices = range(len(dataset.names))
+    batches = share([indices[i:i + batch_size] for i in indices[::batch_size]])
+    todo = [batch for batch in batches if any(missing(dataset.names[i]) for i in batch)]
     dataset.transform = Views(scales)
-    accelerator = Accelerator()
-    model = accelerator.prepare(model).eval()
-    loader = accelerator.prepare(DataLoader(Subset(dataset, todo), batch_size, num_workers=workers))
-    with progress_bar(total=len(todo), unit='image', desc='seeds') as bar:
+    model = model.to(state.device).eval()
+    loader = DataLoader(dataset, batch_sampler=todo, num_workers=workers, pin_memory=state.device.type == 'cuda')
+    with progress_bar(total=sum(map(len, todo)), unit='image', desc='seeds') as bar:
         for batch in loader:
-            maps = [mirrored_cam(model, batch[f'view_{s}']).cpu() for s in scales]
+            maps = [mirrored_cam(model, batch[f'view_{s}'].to(state.device)).cpu() for s in scales]
             for i, name in enumerate(batch['name']):
-                classes = batch['labels'][i].nonzero().flatten().cpu()
-                size = tuple(batch['size'][i].tolist())
-                write_cams(folder / f'{name}.safetensors', CAMs(classes, size, [m[i, classes] for m in maps]), made_by)
+                if missing(name):
+                    classes = batch['labels'][i].nonzero().flatten()
+                    size = tuple(batch['size'][i].tolist())
+                    write_cams(folder / f'{name}.safetensors', CAMs(classes, size, [m[i, classes] for m in maps]), made_by)
             bar.update(len(batch['name']))
+    state.wait_for_everyone()
     return folder

@@ -8,7 +8,7 @@ __all__ = ['HEAD', 'SCALES', 'TILE', 'STRIP', 'MARGIN', 'DeepLab', 'upsample', '
            'train_segmenter', 'scaled_logits', 'receptive_radius', 'tiled_logits', 'mean_logits', 'strips',
            'label_maps', 'write_predictions', 'infer_segments']
 
-# %% ../nbs/11_segment.ipynb #3d3cd6ab
+# %% ../nbs/11_segment.ipynb #63343f14
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +23,6 @@ import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -33,6 +32,7 @@ from torchvision.transforms import v2
 from .affinity import seen_image
 from .crf import crf_probabilities, end_with_parent, fresh_folder, write_result
 from .data import IGNORE, DataError, VOCFolder, read_image, read_mask, to_input
+from .launch import global_mean, processes, share
 from .resnet38 import ResNet38
 from .train import code_digest, fit, model_digest, progress_bar
 
@@ -173,11 +173,11 @@ class SegmentData(Dataset):
         for path in self.paths: digest.update(path.read_bytes())
         return digest.hexdigest()[:12]
 
-# %% ../nbs/11_segment.ipynb #a90a0935
+# %% ../nbs/11_segment.ipynb #51cb73a8
 def segment_loss(logits: Tensor, labels: Tensor) -> Tensor:
     "Mean cross entropy of low-resolution logits (B, C, h, w), upsampled to labels (B, H, W) int64; 0 if all are ignored."
     losses = F.cross_entropy(upsample(logits.float(), labels.shape[-2:]), labels, ignore_index=IGNORE, reduction='sum')
-    return losses / (labels != IGNORE).sum().clamp(min=1)
+    return global_mean(losses, (labels != IGNORE).sum(), 1e-5)
 
 
 def train_segmenter(model: DeepLab, dataset: SegmentData, folder: str | Path, *, iterations: int, batch_size: int,
@@ -273,7 +273,7 @@ def label_maps(image: Image.Image, maps: Sequence[Tensor]) -> tuple[np.ndarray, 
         refined[rows] = crf_probabilities(pixels[seen], probabilities).argmax(0)[inner]
     return plain, refined
 
-# %% ../nbs/11_segment.ipynb #1fb95abe
+# %% ../nbs/11_segment.ipynb #07e0a095
 def write_predictions(root: str | Path, folders: Sequence[Path], name: str, maps: Sequence[np.ndarray]) -> None:
     "`label_maps` of the image `name` as palette PNGs, one in each of two folders: without CRF, with CRF."
     image = read_image(Path(root, 'JPEGImages', f'{name}.jpg'))
@@ -284,26 +284,26 @@ def write_predictions(root: str | Path, folders: Sequence[Path], name: str, maps
 def infer_segments(model: DeepLab, root: str | Path, names: Sequence[str], folder: str | Path,
                    scales: Sequence[float] = SCALES, workers: int | None = None) -> Path:
     """Write `folder`/plain/NAME.png and, after the CRF, `folder`/crf/NAME.png for each image of a folder in VOC layout;
-    needs neither labels nor masks. Returns `folder`.
+    needs neither labels nor masks. Several processes share the images. Returns `folder`.
 
     workers: processes for upsampling and CRF, default one a core; with 1 all is done here. DataError names the image."""
-    accelerator = Accelerator()
-    model = model.to(accelerator.device).eval()
+    state = processes()
+    model = model.to(state.device).eval()
     made_by = f'{model_digest(model)} {list(scales)} {code_digest()}'
     folders = [fresh_folder(Path(folder, kind), made_by) for kind in ('plain', 'crf')]
-    todo = [name for name in names[accelerator.process_index::accelerator.num_processes]
-            if not all((out / f'{name}.png').is_file() for out in folders)]
+    todo = [name for name in share(names) if not all((out / f'{name}.png').is_file() for out in folders)]
     logits = lambda name: [m.numpy() for m in scaled_logits(model, read_image(Path(root, 'JPEGImages', f'{name}.jpg')), scales)]
     bar, workers = progress_bar(todo, unit='image', desc='segment'), min(workers or os.cpu_count(), max(1, len(todo)))
     if workers == 1:
         for name in bar: write_predictions(root, folders, name, logits(name))
-        return Path(folder)
-    context = get_context('forkserver')
-    context.set_forkserver_preload(['bnrcam.segment'])
-    with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
-        waiting = deque()
-        for name in bar:
-            waiting.append(pool.submit(write_predictions, root, folders, name, logits(name)))
-            if len(waiting) > 2 * workers: waiting.popleft().result()  # raises what went wrong there
-        for job in waiting: job.result()
+    else:
+        context = get_context('forkserver')
+        context.set_forkserver_preload(['bnrcam.segment'])
+        with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
+            waiting = deque()
+            for name in bar:
+                waiting.append(pool.submit(write_predictions, root, folders, name, logits(name)))
+                if len(waiting) > 2 * workers: waiting.popleft().result()  # raises what went wrong there
+            for job in waiting: job.result()
+    state.wait_for_everyone()
     return Path(folder)

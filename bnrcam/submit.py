@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SERVER_FOLDER', 'read_prediction', 'write_submission', 'check_names', 'image_size', 'read_scores']
 
-# %% ../nbs/11_submit.ipynb #45f2d3d7
+# %% ../nbs/11_submit.ipynb #63ba37a9
 import csv
 import io
 import os
@@ -19,6 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from .data import DataError
+from .launch import processes
 from .scenes import voc_palette
 
 # %% ../nbs/11_submit.ipynb #76d85772
@@ -45,13 +46,14 @@ def read_prediction(path: str | Path, size: tuple[int, int], num_classes: int = 
         raise DataError(f"{path}: its palette is not VOC's; write it with bnrcam.data.write_mask and voc_palette()")
     return content
 
-# %% ../nbs/11_submit.ipynb #08afdbb1
+# %% ../nbs/11_submit.ipynb #82852cd1
 SERVER_FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'
 
 
 def write_submission(folder: str | Path, names: Sequence[str], root: str | Path, path: str | Path,
                      num_classes: int = 21) -> Path:
-    """Write the tar that the VOC evaluation server takes, in one step, and return its path.
+    """Write the tar that the VOC evaluation server takes, in one step, and return its path; of several processes, the
+    first one writes it.
 
     folder: NAME.png for every name of the split, and for no other. names: of `bnrcam.data.read_split`. root: folder in
     VOC layout, for the sizes of its images. DataError names the first file that the server would refuse or misread."""
@@ -59,6 +61,8 @@ def write_submission(folder: str | Path, names: Sequence[str], root: str | Path,
     check_names(folder, names)
     contents = {name: read_prediction(folder / f'{name}.png', image_size(root, name), num_classes)
                 for name in sorted(names)}
+    if not processes().is_main_process:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.partial')
     with tarfile.open(partial, 'w', format=tarfile.USTAR_FORMAT) as archive:

@@ -6,7 +6,7 @@
 __all__ = ['Seeded', 'TrainingError', 'save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'model_digest',
            'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
 
-# %% ../nbs/06_train.ipynb #922aaccf
+# %% ../nbs/06_train.ipynb #9b5d9d98
 import hashlib
 import json
 import math
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
+from .launch import processes, see_whole_batch
 from .losses import VARIANTS, bnr_loss
 
 # %% ../nbs/06_train.ipynb #457e9321
@@ -123,10 +124,13 @@ def warmup_cosine(progress: float, warmup: float = 0.1) -> float:
         return progress / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
-# %% ../nbs/06_train.ipynb #6c4a2765
+# %% ../nbs/06_train.ipynb #7f8d2453
 def progress_bar(items: Iterable | None = None, **kwargs) -> tqdm:
-    "A progress bar with time left that is readable in a terminal, a notebook and a log (a line every few seconds)."
-    return tqdm(items, file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 10, **kwargs)
+    """A progress bar with time left that is readable in a terminal, a notebook and a log (a line every few seconds).
+
+    Of several processes, the first one shows it."""
+    silent = {} if processes().is_main_process else {'disable': True}
+    return tqdm(items, file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 10, **silent, **kwargs)
 
 
 def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], dict[str, Tensor]],
@@ -134,13 +138,18 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
         schedule: Callable[[float], float] = constant, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     """Train `model` in place and leave `folder/model.safetensors` and `folder/history.csv`. Returns the history.
 
-    loss(model, batch) gives scalars, `loss` is minimised and all are recorded, as means over each epoch.
+    loss(model, batch) gives scalars, `loss` is minimised and all are recorded, as means over each epoch. A loss that
+    is no mean over samples needs `bnrcam.launch.global_mean`. batch_size: of all processes together.
     epochs: passes over the data set; a fraction ends in the middle of the last one.
     run: plain values that say what is trained; a stopped run is taken up from its last epoch if they, the start
     weights and the code are the same, and ends with the same weights as an undisturbed one.
-    precision: 'no', 'fp16' or 'bf16'. TrainingError if there are fewer images than a batch, or the loss is not finite."""
+    precision: 'no', 'fp16' or 'bf16'. TrainingError if there are fewer images than a batch, the processes cannot share
+    a batch, or the loss is not finite."""
     if len(dataset) < batch_size:
         raise TrainingError(f'{len(dataset)} images are fewer than a batch of {batch_size}: lower the batch size')
+    if batch_size % processes().num_processes:
+        raise TrainingError(f'{processes().num_processes} processes cannot share a batch of {batch_size} equally: '
+                            'change one of them')
     folder = Path(folder)
     done, part = folder / 'model.safetensors', folder / 'checkpoint.safetensors'
     run = {**run, 'seed': seed, 'epochs': epochs, 'batch_size': batch_size, 'precision': precision,
@@ -148,24 +157,25 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
     tensors, state = next((found for found in map(load_tensors, (done, part)) if found[1].get('run') == run), ({}, {}))
     history = state.get('history', [])
     if history:
-        print(f'{folder}: goes on after epoch {len(history)} of {epochs:g}')
+        if processes().is_main_process:
+            print(f'{folder}: goes on after epoch {len(history)} of {epochs:g}')
         model.load_state_dict({name: tensors[name] for name in model.state_dict()})
         restore_optimizer(optimizer, tensors)
 
     accelerator = Accelerator(mixed_precision=precision, dataloader_config=DataLoaderConfiguration(split_batches=True))
     seeded, order = Seeded(dataset, seed), torch.Generator()
     loader = DataLoader(seeded, batch_size, sampler=RandomSampler(seeded, generator=order), num_workers=workers,
-                        drop_last=True)
+                        drop_last=True, pin_memory=accelerator.device.type == 'cuda')
     base_rates = [group['lr'] for group in optimizer.param_groups]
+    see_whole_batch(model)
     network, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     steps = len(loader)
     total = round(epochs * steps)
-    bar = progress_bar(total=total, initial=min(len(history) * steps, total), unit='batch', desc=folder.name,
-                       disable=not accelerator.is_main_process)
+    bar = progress_bar(total=total, initial=min(len(history) * steps, total), unit='batch', desc=folder.name)
     for epoch in range(len(history), math.ceil(total / steps)):
         seeded.epoch = epoch
         order.manual_seed(zlib.crc32(f'order {seed} {epoch}'.encode()))
-        set_seed(zlib.crc32(f'network {seed} {epoch}'.encode()) % 2**31, device_specific=True)
+        set_seed(zlib.crc32(f'network {seed} {epoch}'.encode()) % 2**31)
         network.train()
         totals: dict[str, float] = {}
         part_steps = min(steps, total - epoch * steps)
@@ -175,15 +185,17 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
                 group['lr'] = rate * factor
             with accelerator.autocast():
                 losses = loss(network, batch)
-            if not losses['loss'].isfinite():
-                raise TrainingError(f"{folder}: the loss is {losses['loss'].item()} at epoch {epoch + 1}, batch {step + 1}: "
-                                    f'lower the learning rate ({rate * factor:g}); epoch {epoch} is kept in {part.name}')
             accelerator.backward(losses['loss'])
             optimizer.step()
             optimizer.zero_grad()
-            for key, value in losses.items():
-                totals[key] = totals.get(key, 0.) + value.item() / part_steps
-            bar.set_postfix(epoch=f'{epoch + 1}/{epochs:g}', loss=f"{losses['loss'].item():.3f}", refresh=False)
+            means = {key: value.item() for key, value in accelerator.reduce(
+                {key: value.detach() for key, value in losses.items()}, 'mean').items()}
+            if not math.isfinite(means['loss']):
+                raise TrainingError(f"{folder}: the loss is {means['loss']} at epoch {epoch + 1}, batch {step + 1}: "
+                                    f'lower the learning rate ({rate * factor:g}); epoch {epoch} is kept in {part.name}')
+            for key, value in means.items():
+                totals[key] = totals.get(key, 0.) + value / part_steps
+            bar.set_postfix(epoch=f'{epoch + 1}/{epochs:g}', loss=f"{means['loss']:.3f}", refresh=False)
             bar.update()
         history.append({'epoch': epoch + 1, 'lr': base_rates[0] * factor, **totals})
         if accelerator.is_main_process:
