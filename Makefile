@@ -34,24 +34,48 @@ SWEEP   := $(call list,sweep)
 LABELS  := $(foreach variant,$(call list,pseudo_labels),$(SEEDS:%=$(variant)-s%))
 RUNS    := $(foreach variant,$(call list,variants),$(SEEDS:%=$(variant)-s%))
 EXTRA   := $(if $(SWEEP),$(SCRATCH) $(SWEEP:%=noise1-s$(firstword $(SEEDS))-lr%))
-RESULTS := table1 table5 figure1 figure2 figure4 figure5 $(if $(LABELS),pseudo) $(if $(SWEEP),collapse)
+# segmentation: what learns pseudo-labels, what learns true masks, and other backbones than the paper's
+BOUND   := $(SEEDS:%=supervised-s%)
+MODERN  := $(patsubst %,noise1-s$(firstword $(SEEDS))/segment-%,$(call list,modern))
+SEGMENT := $(LABELS:%=%/segment) $(BOUND:%=%/segment) $(MODERN)
+NETWORK := table2 table3 table4 figure3 years
+RESULTS := table1 table5 figure1 figure2 figure4 figure5 $(if $(LABELS),pseudo $(NETWORK)) $(if $(SWEEP),collapse)
+
+# files of published weights that the profile names; PUBLIC: a profile whose data `make data` fetches
+WEIGHTS := $(filter-out null data/runs/%,$(shell sed -n 's/.*weights: *\([^,} ]*\).*/\1/p' $(YAML) 2>/dev/null | sort -u))
+PUBLIC  := $(filter voc coco,$(PROFILE))
+START   := $(or $(filter-out %.params,$(WEIGHTS)),$(MODELS)/pretrain/model.safetensors)
+
+# another DATA makes everything stale: its name is a file that is written only when it changes
+ifneq ($(filter reproduce $(OUT)/%,$(MAKECMDGOALS)),)
+$(shell mkdir -p $(OUT); [ "$$(cat $(OUT)/.data 2>/dev/null)" = '$(DATA)' ] || echo '$(DATA)' > $(OUT)/.data)
+endif
+
+SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
+IMAGES := $(OUT)/.data $(SCENES) $(WEIGHTS)
+BEFORE := $(READY) $(if $(PUBLIC),$(DATA)/ImageSets)
 
 BENCH   := reports/bench/pseudo_labels.ipynb
 
 # the code that a stage runs, so that only what changed is stale
 code         = $(1:%=bnrcam/%.py)
-TRAIN_CODE  := $(call code,data conformer cam losses train)
+TRAIN_CODE  := $(call code,data conformer cam losses launch train)
 SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
+TRUNK_CODE  := $(call code,data launch train resnet38)
 PSEUDO_CODE := $(call code,crf resnet38 affinity)
-REPORT_CODE := $(call code,paper figures report)
+LEARN_CODE  := $(call code,segment submit)
+REPORT_CODE := $(call code,paper submit figures report)
 
-.PHONY: help reproduce test lab data notebooks bench readme clean $(BENCH)
+.PHONY: help reproduce plan test lab data notebooks bench readme clean $(BENCH)
 help:  ## this list
-	@echo 'make TARGET [PROFILE=mini] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
+	@echo 'make TARGET [PROFILE=mini|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 reproduce: $(OUT)/index.ipynb  ## run what is stale of the study; the result is reports/PROFILE/index.html
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
+
+plan: $(READY)  ## what reproduce would run, and how long, on this machine: a few steps of each stage are timed
+	@$(BIN)/python -c "from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"
 
 test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page
 	$(BIN)/python -m pytest
@@ -59,7 +83,9 @@ test: $(READY)  ## every test: notebooks, parity with the reference, bad input, 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
 
-data: $(READY) $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)  ## make the embedded dataset
+data: $(READY) $(SCENES)  ## make the embedded dataset; with PROFILE=voc or coco fetch that into DATA, and weights
+	$(if $(PUBLIC),@$(BIN)/python -c "from bnrcam.datasets import prepare_$(PROFILE) as prepare; prepare('$(DATA)')")
+	$(if $(WEIGHTS),@$(MAKE) --no-print-directory $(WEIGHTS))
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
@@ -90,24 +116,26 @@ $(READY): settings.ini setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev]'
 	@touch $@
 
+$(DATA)/ImageSets:
+	@echo '$(DATA): no data there yet; make data PROFILE=$(PROFILE) fetches it'; exit 1
+
+data/weights/conformer%.pth: | $(READY)
+	@$(BIN)/python -c "from bnrcam.download import CONFORMER_S, fetch; fetch(CONFORMER_S, '$(@D)')"
+
+%.params: | $(READY)
+	@$(BIN)/python -c "from bnrcam.download import by_hand; by_hand('resnet38', '$@')" 2>&1 | tail -n 1; exit 1
+
 data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 	rm -rf data/mini
 	$(BIN)/python -c "from bnrcam.scenes import write_scenes; write_scenes('data/mini')"
 	@touch $@
-
-# another DATA makes everything stale: its name is a file that is written only when it changes
-ifneq ($(filter reproduce $(OUT)/%,$(MAKECMDGOALS)),)
-$(shell mkdir -p $(OUT); [ "$$(cat $(OUT)/.data 2>/dev/null)" = '$(DATA)' ] || echo '$(DATA)' > $(OUT)/.data)
-endif
-
-IMAGES := $(OUT)/.data $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
 
 # The executed notebook is the product. A notebook that fails stays beside it as NAME.failed.ipynb, for reading.
 # $(call papermill,PARAMETERS): runs the rule's first prerequisite.
 define papermill
 	@mkdir -p $(@D)
 	@echo '[$(patsubst reports/%.ipynb,%,$@)]'
-	@$(LAUNCH) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
+	@$(if $(findstring /stages/,$<),$(LAUNCH)) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
 	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
 	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \
 	  || { echo "[$(patsubst reports/%.ipynb,%,$@)] $$(grep -v '^ *$$' $(@:.ipynb=.log) | tail -n 1)"; \
@@ -117,13 +145,14 @@ endef
 part = $(word $(1),$(subst -, ,$*))
 
 pretrain_arguments = $(if $(findstring plain,$*),-p similar False) $(if $(findstring noise1,$*),-p variant noise1)
-$(SCRATCH:%=$(OUT)/%/pretrain.ipynb): $(OUT)/%/pretrain.ipynb: nbs/stages/pretrain.ipynb $(YAML) $(IMAGES) $(TRAIN_CODE) | $(READY)
+$(SCRATCH:%=$(OUT)/%/pretrain.ipynb): $(OUT)/%/pretrain.ipynb: nbs/stages/pretrain.ipynb $(YAML) $(IMAGES) $(TRAIN_CODE) | $(BEFORE)
 	$(call papermill,-p run $* $(pretrain_arguments))
 
 # runs are named VARIANT-sSEED or VARIANT-sSEED-lrRATE
-$(OUT)/%/train.ipynb: nbs/stages/train.ipynb $(YAML) $(OUT)/pretrain/pretrain.ipynb
+$(OUT)/%/train.ipynb: nbs/stages/train.ipynb $(YAML) $(IMAGES) $(TRAIN_CODE) \
+    $(if $(filter $(WEIGHTS),$(START)),,$(OUT)/pretrain/pretrain.ipynb) | $(BEFORE)
 	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)) \
-	  $(patsubst lr%,-p lr %,$(call part,3)) -p start $(MODELS)/pretrain/model.safetensors)
+	  $(patsubst lr%,-p lr %,$(call part,3)) -p start $(START))
 
 $(SCRATCH:%=$(OUT)/%/seeds.ipynb): $(OUT)/%/seeds.ipynb: \
     nbs/stages/seeds.ipynb $(YAML) $(SEEDS_CODE) $(OUT)/%/pretrain.ipynb
@@ -132,12 +161,31 @@ $(SCRATCH:%=$(OUT)/%/seeds.ipynb): $(OUT)/%/seeds.ipynb: \
 $(OUT)/%/seeds.ipynb: nbs/stages/seeds.ipynb $(YAML) $(SEEDS_CODE) $(OUT)/%/train.ipynb
 	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)))
 
-$(OUT)/%/pseudo.ipynb: nbs/stages/pseudo.ipynb $(YAML) $(PSEUDO_CODE) $(OUT)/%/seeds.ipynb
+# ResNet38 from scratch, where the profile has no published weights for it
+TRUNK := $(if $(shell grep '^trunk:' $(YAML) 2>/dev/null),$(OUT)/trunk/trunk.ipynb)
+$(OUT)/trunk/trunk.ipynb: nbs/stages/trunk.ipynb $(YAML) $(IMAGES) $(TRUNK_CODE) | $(BEFORE)
+	$(call papermill)
+
+$(OUT)/%/pseudo.ipynb: nbs/stages/pseudo.ipynb $(YAML) $(PSEUDO_CODE) $(OUT)/%/seeds.ipynb $(TRUNK)
 	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)))
+
+segment_arguments = -p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2))
+$(BOUND:%=$(OUT)/%/segment.ipynb): $(OUT)/%/segment.ipynb: \
+    nbs/stages/segment.ipynb $(YAML) $(IMAGES) $(TRUNK_CODE) $(PSEUDO_CODE) $(call code,evaluate) $(LEARN_CODE) $(TRUNK) | $(BEFORE)
+	$(call papermill,$(segment_arguments))
+
+$(OUT)/%/segment.ipynb: nbs/stages/segment.ipynb $(YAML) $(LEARN_CODE) $(OUT)/%/pseudo.ipynb
+	$(call papermill,$(segment_arguments))
+
+$(MODERN:%=$(OUT)/%.ipynb): nbs/stages/segment.ipynb $(YAML) $(LEARN_CODE) \
+    $(OUT)/noise1-s$(firstword $(SEEDS))/pseudo.ipynb
+	$(call papermill,-p run noise1-s$(firstword $(SEEDS)) -p variant noise1 -p seed $(firstword $(SEEDS)) \
+	  -p backbone $(patsubst segment-%,%,$(notdir $(@:.ipynb=))))
 
 $(RESULTS:%=$(OUT)/%.ipynb): $(OUT)/%.ipynb: nbs/results/%.ipynb $(YAML) $(REPORT_CODE) $(RUNS:%=$(OUT)/%/seeds.ipynb)
 	$(call papermill)
 $(OUT)/table1.ipynb $(OUT)/pseudo.ipynb: $(LABELS:%=$(OUT)/%/pseudo.ipynb)
+$(NETWORK:%=$(OUT)/%.ipynb): $(SEGMENT:%=$(OUT)/%.ipynb) $(wildcard data/test_scores_$(PROFILE).csv)
 $(OUT)/collapse.ipynb: $(EXTRA:%=$(OUT)/%/seeds.ipynb)
 
 $(OUT)/index.ipynb: nbs/results/index.ipynb $(REPORT_CODE) $(RESULTS:%=$(OUT)/%.ipynb)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -20,15 +21,20 @@ about: A test.
 variants: [baseline, noise1]
 seeds: [0]
 pseudo_labels: [noise1]
+modern: [test_resnet]
+modern_options: {test_resnet: {output_stride: 8}}
+benchmark: null
 root: none
-dataset: {classes: [apple, banana, leaf, fish, flower, starfish], pretrain: train, train: train, seeds: train, scored: null}
+dataset: {classes: [apple, banana, leaf, fish, flower, starfish], pretrain: train, train: train, seeds: train, val: val, test: val, scored: null}
 model: {name: conformer_mini_patch16, drop_path_rate: 0.6}
 augment: {long_side: [64, 80], crop: 64}
 pretrain: {epochs: 1, lr: 0.001, weight_decay: 0.1, batch_size: 8}
 train: {epochs: 3, lr: 0.00005, weight_decay: 0.0005, batch_size: 4}
 inference: {scales: [64], batch_size: 4}
 pseudo: {sure: 0.6, generous: 0.3, background: 0.42, walk: {beta: 14, steps: 8}, attention: {beta: 2, steps: 1}}
-affinity: {width: 0.125, frozen: false, weights: null, crop: 64, padding_label: 255, epochs: 1, lr: 0.1, batch_size: 4}
+trunk: {width: 0.03125, epochs: 1, lr: 0.001, weight_decay: 0.05, batch_size: 8}
+affinity: {width: 0.03125, frozen: true, weights: data/runs/tiny/trunk/model.safetensors, crop: 64, padding_label: 255, epochs: 1, lr: 0.1, batch_size: 4}
+segment: {weights: data/runs/tiny/trunk/model.safetensors, width: 0.03125, iterations: 9, batch_size: 4, crop: 64, scale: [0.75, 1.25], lr: 0.003, modern_lr: 0.0001, bn_momentum: 0.1, scales: [0.75, 1.0]}
 compute: {threads: 1, workers: 0, precision: "no"}
 '''
 
@@ -52,7 +58,7 @@ def new_repo(folder):
     for name in ('Makefile', 'settings.ini', 'setup.py', 'constraints.txt'):
         shutil.copy2(ROOT / name, folder)
     (folder / 'nbs/profiles/tiny.yaml').write_text(TINY)
-    write_scenes(folder / 'scenes', sizes={'train': 16})
+    write_scenes(folder / 'scenes', sizes={'train': 16, 'val': 6})
     return folder
 
 
@@ -73,16 +79,22 @@ def ran(repo, *arguments):
 def digest(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-RESULTS = {'table1', 'table5', 'figure1', 'figure2', 'figure4', 'figure5', 'pseudo'}
+TABLES = {'table1', 'table2', 'table3', 'table4', 'table5'}
+FIGURES = {'figure1', 'figure2', 'figure3', 'figure4', 'figure5', 'pseudo', 'years'}
+RESULTS = TABLES | FIGURES
+NETWORK = {'table2', 'table3', 'table4', 'figure3', 'years'}
+SEGMENT = {'noise1-s0/segment', 'noise1-s0/segment-test_resnet', 'supervised-s0/segment'}
 
 
 def test_every_product_is_there(repo):
     out = repo / 'reports/tiny'
-    for run, stages in {'baseline-s0': {'train', 'seeds'}, 'noise1-s0': {'train', 'seeds', 'pseudo'}}.items():
+    runs = {'trunk': {'trunk'}, 'baseline-s0': {'train', 'seeds'}, 'supervised-s0': {'segment'},
+            'noise1-s0': {'train', 'seeds', 'pseudo', 'segment', 'segment-test_resnet'}}
+    for run, stages in runs.items():
         assert {path.stem for path in (out / run).glob('*.ipynb')} == stages
-    for name in ('table1', 'table5'):
+    for name in TABLES:
         assert all((out / f'{name}.{kind}').stat().st_size for kind in ('csv', 'md', 'tex', 'json'))
-    for name in ('figure1', 'figure2', 'figure4', 'figure5', 'pseudo'):
+    for name in FIGURES:
         assert all((out / f'{name}.{kind}').stat().st_size for kind in ('png', 'svg'))
 
 
@@ -104,10 +116,31 @@ def test_only_what_changed_is_stale(repo):
     stages = {f'{run}/seeds' for run in ('baseline-s0', 'noise1-s0')}
     assert ran(repo, '-W', 'nbs/results/table5.ipynb') == {'table5', 'index'}
     assert ran(repo, '-W', 'bnrcam/figures.py') == RESULTS | {'index'}
-    assert ran(repo, '-W', 'bnrcam/evaluate.py') == stages | {'noise1-s0/pseudo'} | RESULTS | {'index'}
-    assert ran(repo, '-W', 'bnrcam/crf.py') == {'noise1-s0/pseudo', 'table1', 'pseudo', 'index'}
-    assert ran(repo, '-W', 'reports/tiny/noise1-s0/train.ipynb') == {'noise1-s0/seeds', 'noise1-s0/pseudo'} | RESULTS | {'index'}
-    assert len(ran(repo, 'DATA=elsewhere')) == 6 + len(RESULTS) + 1
+    assert ran(repo, '-W', 'bnrcam/evaluate.py') == stages | {'noise1-s0/pseudo'} | SEGMENT | RESULTS | {'index'}
+    assert ran(repo, '-W', 'bnrcam/crf.py') == {'noise1-s0/pseudo', 'table1', 'pseudo', 'index'} | SEGMENT | NETWORK
+    assert ran(repo, '-W', 'bnrcam/segment.py') == SEGMENT | NETWORK | {'index'}
+    assert ran(repo, '-W', 'reports/tiny/noise1-s0/train.ipynb') == (
+        {'noise1-s0/seeds', 'noise1-s0/pseudo'} | SEGMENT - {'supervised-s0/segment'} | RESULTS | {'index'})
+    assert len(ran(repo, 'DATA=elsewhere')) == 7 + len(SEGMENT) + len(RESULTS) + 1
+
+
+def test_scores_of_the_server_fill_the_tables(repo):
+    "A file with returned scores makes the tables with test columns stale, and fills them."
+    path = repo / 'data/test_scores_tiny.csv'
+    path.write_text('run,background,apple,banana,leaf,fish,flower,starfish\nnoise1-s0,90,10,20,30,40,50,60\n')
+    try:
+        assert ran(repo) == NETWORK | {'index'}
+        result = make(repo, 'reports/tiny/table2.ipynb', 'reports/tiny/table3.ipynb')
+        assert result.returncode == 0, result.stdout
+        assert '42.9' in (repo / 'reports/tiny/table2.csv').read_text() and '42.9' in (repo / 'reports/tiny/table3.csv').read_text()
+    finally:
+        path.unlink()
+
+
+def test_archive_for_the_server(repo):
+    with tarfile.open(repo / 'data/runs/tiny/noise1-s0/segment.tar') as archive:
+        names = archive.getnames()
+    assert len(names) == 6 and all(name.startswith('results/VOC2012/Segmentation/comp6_test_cls/val_') for name in names)
 
 
 def test_failure_leaves_the_notebook_and_no_product(tmp_path):
@@ -124,13 +157,14 @@ def test_failure_leaves_the_notebook_and_no_product(tmp_path):
 
 # a file that says that a stage is in the middle of its work
 MOMENTS = {'training': 'checkpoint.safetensors', 'seeds': 'cams/train_00002.safetensors', 'CRF': 'generous/train_00002.png',
-           'walk': 'walk_scores/train_00002.safetensors', 'labels': 'attention_crf/train_00002.png'}
+           'walk': 'walk_scores/train_00002.safetensors', 'labels': 'attention_crf/train_00002.png',
+           'segmentation': 'segment/checkpoint.safetensors', 'predictions': 'segment/crf/val_00002.png'}
 
 
 def test_killed_in_every_stage_and_started_again(repo, tmp_path):
     "Killed with -9 in the middle of each stage, `make` goes on where it was, and ends with the same files, byte for byte."
     other = shutil.copytree(repo, tmp_path / 'other', symlinks=True)
-    folder, target = other / 'data/runs/tiny/noise1-s0', 'reports/tiny/noise1-s0/pseudo.ipynb'
+    folder, target = other / 'data/runs/tiny/noise1-s0', 'reports/tiny/noise1-s0/segment.ipynb'
     for path in (folder, other / 'reports/tiny/noise1-s0'):
         shutil.rmtree(path)
     for moment in MOMENTS.values():
@@ -145,9 +179,9 @@ def test_killed_in_every_stage_and_started_again(repo, tmp_path):
         time.sleep(2)  # the orphaned kernel ends by itself once it sees that it is one
     result = make(other, target)
     assert result.returncode == 0, result.stdout
-    files = {path.relative_to(other): digest(path) for path in folder.rglob('*') if path.is_file()}
-    assert len(files) > 100
-    assert files == {path.relative_to(repo): digest(path) for path in (repo / folder.relative_to(other)).rglob('*') if path.is_file()}
+    files = lambda folder: {path.relative_to(folder): digest(path) for path in folder.rglob('*')
+                            if path.is_file() and 'segment-test_resnet' not in path.parts}
+    assert len(files(folder)) > 100 and files(folder) == files(repo / folder.relative_to(other))
 
 
 def test_help_lists_the_targets():
@@ -187,7 +221,7 @@ def test_page(repo, browser):
     browser.set_window_size(500, 900)
     browser.get((out / 'index.html').as_uri())
     tables = browser.execute_script('return [...document.querySelectorAll("table")].map(t => t.tBodies[0].rows.length)')
-    assert len(tables) == 2 and min(tables) >= 4
+    assert len(tables) == 5 and min(tables) >= 4
     assert browser.execute_script('return [...document.images].every(i => i.alt.length > 10)')
     assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth')
     links = browser.execute_script('return [...document.links].map(l => l.href)')
