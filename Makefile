@@ -2,6 +2,7 @@
 PROFILE ?= mini
 DATA    ?= data/$(PROFILE)
 LAUNCH  ?=
+SOURCES ?=
 PYTHON  ?= python3
 VENV    ?= .venv
 # stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
@@ -46,6 +47,10 @@ WEIGHTS := $(filter-out null data/runs/%,$(shell sed -n 's/.*weights: *\([^,} ]*
 PUBLIC  := $(filter voc coco,$(PROFILE))
 START   := $(or $(filter-out %.params,$(WEIGHTS)),$(MODELS)/pretrain/model.safetensors)
 
+# SOURCES: a JSON file with other addresses, sizes and hashes (bnrcam.download.read_sources), for a mirror or a smaller set
+UPPER   := $(patsubst coco,COCO,$(PUBLIC:voc=VOC))
+OTHERS  := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_FILES)$(comma) None)
+
 # another DATA makes everything stale: its name is a file that is written only when it changes
 ifneq ($(filter reproduce $(OUT)/%,$(MAKECMDGOALS)),)
 $(shell mkdir -p $(OUT); [ "$$(cat $(OUT)/.data 2>/dev/null)" = '$(DATA)' ] || echo '$(DATA)' > $(OUT)/.data)
@@ -55,6 +60,8 @@ SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
 IMAGES := $(OUT)/.data $(SCENES) $(WEIGHTS)
 BEFORE := $(READY) $(if $(PUBLIC),$(DATA)/ImageSets)
 
+# errors in one line, without the traceback
+SHORT   := import sys; sys.tracebacklimit = 0;
 BENCH   := reports/bench/pseudo_labels.ipynb
 
 # the code that a stage runs, so that only what changed is stale
@@ -66,7 +73,7 @@ PSEUDO_CODE := $(call code,crf resnet38 affinity)
 LEARN_CODE  := $(call code,segment submit)
 REPORT_CODE := $(call code,paper submit figures report)
 
-.PHONY: help reproduce plan test lab data notebooks bench readme clean $(BENCH)
+.PHONY: help reproduce plan test lab data voc coco notebooks bench readme clean $(BENCH)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -75,7 +82,7 @@ reproduce: $(OUT)/index.ipynb  ## run what is stale of the study; the result is 
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
 
 plan: $(READY)  ## what reproduce would run, and how long, on this machine: a few steps of each stage are timed
-	@$(BIN)/python -c "from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"
 
 test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page
 	$(BIN)/python -m pytest
@@ -83,9 +90,10 @@ test: $(READY)  ## every test: notebooks, parity with the reference, bad input, 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
 
-data: $(READY) $(SCENES)  ## make the embedded dataset; with PROFILE=voc or coco fetch that into DATA, and weights
-	$(if $(PUBLIC),@$(BIN)/python -c "from bnrcam.datasets import prepare_$(PROFILE) as prepare; prepare('$(DATA)')")
-	$(if $(WEIGHTS),@$(MAKE) --no-print-directory $(WEIGHTS))
+data: $(READY) $(SCENES) $(PUBLIC) $(WEIGHTS)  ## make the embedded dataset; PROFILE=voc or coco: fetch that into DATA, and weights
+
+voc coco: $(READY)
+	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets import *; from bnrcam.download import *; prepare_$@('$(DATA)'$(OTHERS))"
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
@@ -120,14 +128,14 @@ $(DATA)/ImageSets:
 	@echo '$(DATA): no data there yet; make data PROFILE=$(PROFILE) fetches it'; exit 1
 
 data/weights/conformer%.pth: | $(READY)
-	@$(BIN)/python -c "from bnrcam.download import CONFORMER_S, fetch; fetch(CONFORMER_S, '$(@D)')"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.download import CONFORMER_S, fetch; fetch(CONFORMER_S, '$(@D)')"
 
 %.params: | $(READY)
-	@$(BIN)/python -c "from bnrcam.download import by_hand; by_hand('resnet38', '$@')" 2>&1 | tail -n 1; exit 1
+	@$(BIN)/python -c "$(SHORT) from bnrcam.download import by_hand; by_hand('resnet38', '$@')"
 
 data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 	rm -rf data/mini
-	$(BIN)/python -c "from bnrcam.scenes import write_scenes; write_scenes('data/mini')"
+	$(BIN)/python -c "$(SHORT) from bnrcam.scenes import write_scenes; write_scenes('data/mini')"
 	@touch $@
 
 # The executed notebook is the product. A notebook that fails stays beside it as NAME.failed.ipynb, for reading.

@@ -95,7 +95,7 @@ def split_sizes(profile: dict, root: str | Path) -> dict[str, tuple[int, str]]:
                         if not path.is_file() and split in known else (len(read_split(root, split)), str(path)))
     return sizes
 
-# %% ../nbs/14_plan.ipynb #4ef34c39
+# %% ../nbs/14_plan.ipynb #44d1a95b
 def passed(epochs: float, images: int, batch_size: int) -> int:
     "Images that a training sees: whole batches only."
     return round(epochs * (images // batch_size)) * batch_size
@@ -130,7 +130,8 @@ def stages(profile: dict, sizes: dict[str, int]) -> pd.DataFrame:
     add('CRF of walks', '', pseudo, 2 * train)
     add('score labels', '5 maps', pseudo, 5 * scored)
     for backbone in ['resnet38', *(profile.get('modern') or [])]:
-        count = sum(run.endswith('/segment' if backbone == 'resnet38' else f'/segment-{backbone}') for run in runs['segment'])
+        ending = '/segment' if backbone == 'resnet38' else f'/segment-{backbone}'
+        count = sum(run.endswith(ending) for run in runs['segment'])
         add('segment', backbone, count, profile['segment']['iterations'] * profile['segment']['batch_size'])
         add('predict', backbone, count, val + (sizes[data['test']] if data.get('test') else 0))
     add('score labels', 'with, without CRF', len(runs['segment']), 2 * val)
@@ -279,7 +280,7 @@ def free_memory() -> float:
 def is_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error).lower() for words in ('out of memory', "can't allocate memory", 'not enough memory'))
 
-# %% ../nbs/14_plan.ipynb #d2fba933
+# %% ../nbs/14_plan.ipynb #8d10fd1e
 class Measured(NamedTuple):
     """Cost of a part of the study. seconds: an image, NaN if not even one fits into memory. memory: bytes at the peak.
     disk: bytes an image leaves. weights: bytes a run leaves. note: what a reader has to know."""
@@ -309,15 +310,14 @@ def measure_batches(run: Callable[[int], tuple[float, int]], batch: int, budget:
     memory = fixed + (one.memory - fixed) * batch
     slow = one.seconds * batch > budget
     if batch > 1 and (slow or memory > free_memory()):
-        reason = 'too slow here' if slow else 'too little memory here'
-        return one._replace(memory=memory, note=f'by 1 image, a batch of {batch} is {reason}' if slow else
-                            f'by 1 image: {reason} for a batch of {batch}')
+        reason = 'takes too long here' if slow else 'may not fit into memory'
+        return one._replace(memory=memory, note=f'measured with 1 image, as a batch of {batch} {reason}')
     size, found = batch, None
     while size > 1 and (found := try_batch(run, size)) is None: size //= 2
     note = '' if size == batch else f'a batch of {batch} does not fit into memory: measured with {size}'
     return (found or one)._replace(note=note)
 
-# %% ../nbs/14_plan.ipynb #a40b2212
+# %% ../nbs/14_plan.ipynb #85f68a42
 class Enough(Exception):
     "There are enough steps."
 
@@ -353,12 +353,13 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(value.nbytes for value in model.state_dict().values())
 
 
-def time_training(build: Callable[[], nn.Module], train: Callable, item: dict, budget: float, batch: int) -> tuple[float, int]:
-    "Seconds of a step of train(model, dataset, folder, batch_size=batch), and the bytes of the model's weights."
+def time_training(build: Callable[[], nn.Module], train: Callable, item: dict, budget: float,
+                  batch: int) -> tuple[float, int]:
+    "Seconds of a step of train(model, dataset, folder=folder, batch_size=batch), and the bytes of the model's weights."
     model = build()
     times = watch(model, budget)
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # which keeps its progress bar out of ours
-        try: train(model, Ready(item, (MOST + 2) * batch), folder, batch_size=batch)
+        try: train(model, Ready(item, (MOST + 2) * batch), folder=folder, batch_size=batch)
         except Enough: pass
     return step_seconds(times), weight_bytes(model)
 
@@ -521,7 +522,7 @@ def measure_scores(evaluate: Callable, store: str, profile: dict, sample: Sample
         seconds = repeat(lambda: evaluate(images, getattr(sample, store)), budget / 4) / len(images)
     return Measured(seconds, peak())
 
-# %% ../nbs/14_plan.ipynb #6d79f65e
+# %% ../nbs/14_plan.ipynb #fce4e48d
 def time_scales(model: nn.Module, image: Image.Image, scales: Sequence[float], budget: float) -> tuple[float, int]:
     "Seconds of `scaled_logits` of an image, and how many of the scales, from the smallest, there was time to measure."
     start, seconds, scales = time.perf_counter(), [], sorted(scales)
@@ -560,12 +561,13 @@ def measure_predictions(profile: dict, sample: Sample, backbone: str, budget: fl
     crf = time_items(lambda name: write_predictions(sample.root, folders, name, logits), [name], budget)
     seconds = beside(network.seconds, crf, threads if threads > 1 else 0)
     note = '; '.join(filter(None, [network.note, f'CRF {crf:.2g} s a core' if crf > network.seconds else '']))
-    return network._replace(seconds=seconds, weights=0, note=note, disk=sum(on_disk([f / f'{name}.png']) for f in folders))
+    disk = sum(on_disk([folder / f'{name}.png']) for folder in folders)
+    return network._replace(seconds=seconds, weights=0, note=note, disk=disk)
 
-# %% ../nbs/14_plan.ipynb #176273f9
+# %% ../nbs/14_plan.ipynb #422e9a1a
 MEASURES = {'pretrain': partial(measure_classifier, 'pretrain'), 'train': partial(measure_classifier, 'train'),
-            'seeds': measure_seeds, 'score seeds': partial(measure_scores, evaluate_seeds, 'cams'), 'trunk': measure_trunk,
-            'CRF of seeds': measure_seed_crf, 'AffinityNet': measure_affinity, 'walk': measure_walk,
+            'seeds': measure_seeds, 'score seeds': partial(measure_scores, evaluate_seeds, 'cams'),
+            'trunk': measure_trunk, 'CRF of seeds': measure_seed_crf, 'AffinityNet': measure_affinity, 'walk': measure_walk,
             'labels of walks': partial(measure_walk_labels, False), 'CRF of walks': partial(measure_walk_labels, True),
             'score labels': partial(measure_scores, evaluate_labels, 'labels'), 'segment': measure_segmenter,
             'predict': measure_predictions}
@@ -592,7 +594,7 @@ def estimate(profile: dict, root: str | Path, budget: float = 20.) -> pd.DataFra
     torch.set_num_threads(threads)
     return pd.concat([table, pd.DataFrame(rows)], axis=1)
 
-# %% ../nbs/14_plan.ipynb #e1a2f665
+# %% ../nbs/14_plan.ipynb #0b0dc18f
 def device_name() -> str:
     "The device that is measured, in words."
     if processes().device.type == 'cuda':
@@ -617,7 +619,8 @@ def totals(table: pd.DataFrame, profile: dict, root: str | Path) -> dict[str, st
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     "`estimate` as a person reads it, with memory and disk in GB."
     return pd.DataFrame({
-        'stage': (table.stage + ' ' + table.of).str.strip(), 'runs': table.runs, 'images a run': table.images.map('{:,}'.format),
+        'stage': (table.stage + ' ' + table.of).str.strip(), 'runs': table.runs,
+        'images a run': table.images.map('{:,}'.format),
         's an image': table.seconds.map('{:.2g}'.format), 'hours': table.hours.map('{:,.1f}'.format),
         'memory GB': (table.memory / 1e9).map('{:.2g}'.format), 'disk GB': (table.disk / 1e9).map('{:.2g}'.format),
         'note': table.note})
