@@ -137,7 +137,7 @@ def stages(profile: dict, sizes: dict[str, int]) -> pd.DataFrame:
     add('score labels', 'with, without CRF', len(runs['segment']), 2 * val)
     return pd.DataFrame(rows)
 
-# %% ../nbs/14_plan.ipynb #e455e8d0
+# %% ../nbs/14_plan.ipynb #476c0940
 class Sample(NamedTuple):
     "A folder in VOC layout with the split 'plan', its names and classes, and folders of CAMs, walked seeds and labels."
     root: Path
@@ -172,7 +172,7 @@ def draw_picture(root: Path, name: str, classes: Sequence[str], size: tuple[int,
 
 
 def copy_pictures(source: Path, split: str, root: Path, classes: Sequence[str], count: int) -> list[str]:
-    "Copy the first `count` images of a split that have a label and a mask; returns their names, none without the split."
+    "Copy the first `count` images of a split with a label and a mask; returns their names: none if there is no split."
     files = lambda name: [f'JPEGImages/{name}.jpg', f'Annotations/{name}.xml', f'SegmentationClass/{name}.png']
     names = []
     if not (source / 'ImageSets' / 'Segmentation' / f'{split}.txt').is_file():
@@ -403,7 +403,7 @@ def measure_training(build: Callable[[], nn.Module], train: Callable, dataset: D
     measured = measure_batches(partial(time_training, build, train, item, budget), batch, budget, copies)
     return add_loading(measured, dataset, profile['compute']['workers'], budget)
 
-# %% ../nbs/14_plan.ipynb #d7ab9ca7
+# %% ../nbs/14_plan.ipynb #57963d98
 def conformer(profile: dict) -> nn.Module:
     model = profile['model']
     return timm.create_model(model['name'], num_classes=1 + len(profile['dataset']['classes']),
@@ -414,7 +414,8 @@ def measure_classifier(stage: str, profile: dict, sample: Sample, variant: str, 
     "Cost of `train` or `pretrain` (as `stage`) with the loss of a variant."
     images, options = sample.images(transform=train_transform(**profile['augment'])), profile[stage]
     train = partial(train_classifier, variant=variant, epochs=1, lr=options['lr'], weight_decay=options['weight_decay'])
-    return measure_training(partial(conformer, profile), train, images, profile, options['batch_size'], budget, copies=4)
+    build = partial(conformer, profile)
+    return measure_training(build, train, images, profile, options['batch_size'], budget, copies=4)
 
 
 def measure_trunk(profile: dict, sample: Sample, of: str, budget: float) -> Measured:
@@ -429,8 +430,9 @@ def measure_affinity(profile: dict, sample: Sample, of: str, budget: float) -> M
     "Cost of the training of AffinityNet."
     options = profile['affinity']
     crops = AffinityData(sample.images(), sample.labels, sample.labels, options['crop'], options['padding_label'])
-    return measure_training(partial(AffinityNet, options['width'], options['frozen']), partial(train_affinity, epochs=1),
-                            crops, profile, options['batch_size'], budget, copies=3)
+    build = partial(AffinityNet, options['width'], options['frozen'])
+    return measure_training(build, partial(train_affinity, epochs=1), crops, profile, options['batch_size'], budget,
+                            copies=3)
 
 
 def segmenter(profile: dict, backbone: str) -> nn.Module:
@@ -522,7 +524,7 @@ def measure_scores(evaluate: Callable, store: str, profile: dict, sample: Sample
         seconds = repeat(lambda: evaluate(images, getattr(sample, store)), budget / 4) / len(images)
     return Measured(seconds, peak())
 
-# %% ../nbs/14_plan.ipynb #fce4e48d
+# %% ../nbs/14_plan.ipynb #b193cacf
 def time_scales(model: nn.Module, image: Image.Image, scales: Sequence[float], budget: float) -> tuple[float, int]:
     "Seconds of `scaled_logits` of an image, and how many of the scales, from the smallest, there was time to measure."
     start, seconds, scales = time.perf_counter(), [], sorted(scales)
@@ -536,7 +538,8 @@ def time_scales(model: nn.Module, image: Image.Image, scales: Sequence[float], b
 def random_logits(size: tuple[int, int], num_classes: int, scales: Sequence[float]) -> list[np.ndarray]:
     "Logits (C, h, w) at each scale, as the network gives them for an image of (H, W)."
     rng = np.random.default_rng(0)
-    return [8 * smooth(rng, num_classes, tuple(max(1, round(side * scale / CELL)) for side in size)) for scale in scales]
+    cells = lambda scale: tuple(max(1, round(side * scale / CELL)) for side in size)
+    return [8 * smooth(rng, num_classes, cells(scale)) for scale in scales]
 
 
 def measure_predictions(profile: dict, sample: Sample, backbone: str, budget: float) -> Measured:
@@ -564,11 +567,11 @@ def measure_predictions(profile: dict, sample: Sample, backbone: str, budget: fl
     disk = sum(on_disk([folder / f'{name}.png']) for folder in folders)
     return network._replace(seconds=seconds, weights=0, note=note, disk=disk)
 
-# %% ../nbs/14_plan.ipynb #422e9a1a
+# %% ../nbs/14_plan.ipynb #d5fbb2a5
 MEASURES = {'pretrain': partial(measure_classifier, 'pretrain'), 'train': partial(measure_classifier, 'train'),
             'seeds': measure_seeds, 'score seeds': partial(measure_scores, evaluate_seeds, 'cams'),
-            'trunk': measure_trunk, 'CRF of seeds': measure_seed_crf, 'AffinityNet': measure_affinity, 'walk': measure_walk,
-            'labels of walks': partial(measure_walk_labels, False), 'CRF of walks': partial(measure_walk_labels, True),
+            'trunk': measure_trunk, 'CRF of seeds': measure_seed_crf, 'AffinityNet': measure_affinity,
+            'walk': measure_walk, 'labels of walks': partial(measure_walk_labels, False), 'CRF of walks': partial(measure_walk_labels, True),
             'score labels': partial(measure_scores, evaluate_labels, 'labels'), 'segment': measure_segmenter,
             'predict': measure_predictions}
 KINDS = {'seeds': 'CAMs', 'walk': 'walked seeds', 'CRF of seeds': 'label maps', 'labels of walks': 'label maps',
@@ -576,9 +579,9 @@ KINDS = {'seeds': 'CAMs', 'walk': 'walked seeds', 'CRF of seeds': 'label maps', 
 
 
 def estimate(profile: dict, root: str | Path, budget: float = 20.) -> pd.DataFrame:
-    """The rows of `stages` with `seconds` an image, `hours` of all runs, `memory` in bytes, `disk` in bytes of all runs,
-    its `kind`, and `note`. Measures each for about `budget` seconds, with as many threads as the profile and the machine
-    have. DataError if the size of a split is not known."""
+    """The rows of `stages` with `seconds` an image, `hours` of all runs, `memory` in bytes, `disk` in bytes of all runs
+    and its `kind`, and `note`. Measures each for about `budget` seconds, with the threads of the profile, as far as the
+    machine has the cores. DataError if the size of a split is not known."""
     table = stages(profile, {split: count for split, (count, _) in split_sizes(profile, root).items()})
     threads, rows = torch.get_num_threads(), []
     with TemporaryDirectory() as folder, progress_bar(total=len(table), unit='stage', desc='measuring') as bar:
