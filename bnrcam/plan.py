@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SCRATCH', 'KNOWN', 'MOST', 'MEASURES', 'KINDS', 'read_profile', 'stage_runs', 'split_sizes', 'passed', 'stages',
            'Sample', 'smooth', 'draw_picture', 'copy_pictures', 'make_sample', 'make_products', 'write_walked',
-           'synchronise', 'step_seconds', 'finished', 'repeat', 'peak_memory', 'free_memory', 'is_out_of_memory',
-           'Measured', 'try_batch', 'measure_batches', 'Enough', 'watch', 'Ready', 'weight_bytes', 'time_training',
-           'cores', 'beside', 'time_items', 'add_loading', 'measure_training', 'conformer', 'measure_classifier',
-           'measure_trunk', 'measure_affinity', 'segmenter', 'measure_segmenter', 'on_disk', 'time_seeds',
-           'measure_seeds', 'measure_walk', 'measure_maps', 'measure_seed_crf', 'measure_walk_labels', 'measure_scores',
-           'time_scales', 'random_logits', 'measure_predictions', 'estimate', 'device_name', 'totals', 'readable',
-           'plan']
+           'synchronise', 'step_seconds', 'finished', 'repeat', 'release_memory', 'peak_memory', 'free_memory',
+           'is_out_of_memory', 'Measured', 'try_batch', 'measure_batches', 'Enough', 'watch', 'Ready', 'weight_bytes',
+           'time_training', 'cores', 'beside', 'time_items', 'add_loading', 'measure_training', 'conformer',
+           'measure_classifier', 'measure_trunk', 'measure_affinity', 'segmenter', 'measure_segmenter', 'on_disk',
+           'time_seeds', 'measure_seeds', 'measure_walk', 'measure_maps', 'measure_seed_crf', 'measure_walk_labels',
+           'measure_scores', 'time_scales', 'random_logits', 'measure_predictions', 'estimate', 'device_name', 'busy',
+           'totals', 'readable', 'plan']
 
-# %% ../nbs/14_plan.ipynb #b7411a19
+# %% ../nbs/14_plan.ipynb #07efc9ad
+import ctypes
 import gc
 import io
 import math
@@ -22,7 +23,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -247,12 +248,18 @@ def repeat(step: Callable[[], object], budget: float) -> float:
         times.append(time.perf_counter())
     return step_seconds(times)
 
-# %% ../nbs/14_plan.ipynb #3fb1690d
-@contextmanager
-def peak_memory() -> Iterator[Callable[[], int]]:
-    "Gives a function that tells, after the block, by how many bytes memory grew at most within it."
+# %% ../nbs/14_plan.ipynb #1c144b14
+def release_memory() -> None:
+    "Give freed memory back, from which growth would be counted otherwise."
     gc.collect()
-    if processes().device.type == 'cuda':
+    with suppress(AttributeError, OSError, TypeError): ctypes.CDLL(None).malloc_trim(0)  # where the C library is glibc
+
+
+@contextmanager
+def peak_memory(device: str = 'cpu') -> Iterator[Callable[[], int]]:
+    "Gives a function that tells, after the block, by how many bytes the memory of `device` grew at most within it."
+    release_memory()
+    if device == 'cuda':
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
@@ -280,12 +287,13 @@ def free_memory() -> float:
 def is_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error).lower() for words in ('out of memory', "can't allocate memory", 'not enough memory'))
 
-# %% ../nbs/14_plan.ipynb #8d10fd1e
+# %% ../nbs/14_plan.ipynb #ef308b6c
 class Measured(NamedTuple):
-    """Cost of a part of the study. seconds: an image, NaN if not even one fits into memory. memory: bytes at the peak.
-    disk: bytes an image leaves. weights: bytes a run leaves. note: what a reader has to know."""
+    """Cost of a part of the study. seconds: an image, NaN if not even one fits into memory. memory: bytes of `device`
+    at the peak. disk: bytes an image leaves. weights: bytes a run leaves. note: what a reader has to know."""
     seconds: float
     memory: int = 0
+    device: str = 'cpu'
     disk: int = 0
     weights: int = 0
     note: str = ''
@@ -293,19 +301,20 @@ class Measured(NamedTuple):
 
 def try_batch(run: Callable[[int], tuple[float, int]], batch: int) -> Measured | None:
     "run(batch), which returns seconds and bytes of weights; None if it runs out of memory."
+    device = processes().device.type
     try:
-        with peak_memory() as peak: seconds, weights = run(batch)
+        with peak_memory(device) as peak: seconds, weights = run(batch)
     except RuntimeError as error:
         if not is_out_of_memory(error): raise
         return None
-    return Measured(seconds / batch, peak(), weights=weights)
+    return Measured(seconds / batch, peak(), device, weights=weights)
 
 
 def measure_batches(run: Callable[[int], tuple[float, int]], batch: int, budget: float, copies: int) -> Measured:
     "Cost of run(n) at n = `batch` or the largest half of it that works; `copies` of the weights do not grow with n."
     one = try_batch(run, 1)
     if one is None:
-        return Measured(math.nan, note='not even one image fits into memory')
+        return Measured(math.nan, device=processes().device.type, note='not even one image fits into memory')
     fixed = min(copies * one.weights, one.memory)
     memory = fixed + (one.memory - fixed) * batch
     slow = one.seconds * batch > budget
@@ -363,7 +372,7 @@ def time_training(build: Callable[[], nn.Module], train: Callable, item: dict, b
         except Enough: pass
     return step_seconds(times), weight_bytes(model)
 
-# %% ../nbs/14_plan.ipynb #9267ca2d
+# %% ../nbs/14_plan.ipynb #c1b19079
 def cores() -> int:
     "Cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -391,7 +400,7 @@ def add_loading(measured: Measured, dataset: Dataset, workers: int, budget: floa
     loading = time_items(dataset.__getitem__, range(len(dataset)), budget / 4)
     seconds = beside(measured.seconds, loading, workers)
     slow = seconds > 1.5 * measured.seconds
-    note = '; '.join(filter(None, [measured.note, f'loading takes {1000 * loading:.0f} ms a core' if slow else '']))
+    note = '; '.join(filter(None, [measured.note, f'loading takes {1000 * loading:.0f} ms on a core' if slow else '']))
     return measured._replace(seconds=seconds, note=note)
 
 
@@ -494,7 +503,7 @@ def measure_walk(profile: dict, sample: Sample, of: str, budget: float) -> Measu
     measured = measure_batches(run, 1, budget, copies=1)
     return measured._replace(disk=on_disk([path]) if path.is_file() else 0, weights=0)
 
-# %% ../nbs/14_plan.ipynb #8e673cd8
+# %% ../nbs/14_plan.ipynb #4abede0b
 def measure_maps(function: Callable[..., np.ndarray], profile: dict, sample: Sample, budget: float) -> Measured:
     "Cost of a label map, function(name) written as PNG, on the profile's threads."
     folder = sample.products('maps')
@@ -502,7 +511,8 @@ def measure_maps(function: Callable[..., np.ndarray], profile: dict, sample: Sam
     with peak_memory() as peak:
         seconds = time_items(partial(write_result, function, folder), sample.names, budget)
     workers = max(1, min(profile['compute']['threads'], cores()))
-    return Measured(seconds / workers, peak() * workers, on_disk([folder / f'{name}.png' for name in sample.names]))
+    disk = on_disk([folder / f'{name}.png' for name in sample.names])
+    return Measured(seconds / workers, peak() * workers, disk=disk)
 
 
 def measure_seed_crf(profile: dict, sample: Sample, of: str, budget: float) -> Measured:
@@ -524,7 +534,7 @@ def measure_scores(evaluate: Callable, store: str, profile: dict, sample: Sample
         seconds = repeat(lambda: evaluate(images, getattr(sample, store)), budget / 4) / len(images)
     return Measured(seconds, peak())
 
-# %% ../nbs/14_plan.ipynb #b193cacf
+# %% ../nbs/14_plan.ipynb #64c8bc43
 def time_scales(model: nn.Module, image: Image.Image, scales: Sequence[float], budget: float) -> tuple[float, int]:
     "Seconds of `scaled_logits` of an image, and how many of the scales, from the smallest, there was time to measure."
     start, seconds, scales = time.perf_counter(), [], sorted(scales)
@@ -563,15 +573,17 @@ def measure_predictions(profile: dict, sample: Sample, backbone: str, budget: fl
     logits = random_logits(image.size[::-1], 1 + len(sample.classes), scales)
     crf = time_items(lambda name: write_predictions(sample.root, folders, name, logits), [name], budget)
     seconds = beside(network.seconds, crf, threads if threads > 1 else 0)
-    note = '; '.join(filter(None, [network.note, f'CRF {crf:.2g} s a core' if crf > network.seconds else '']))
+    slow = f'its CRF takes {crf:.2g} s on a core' if crf > network.seconds else ''
+    note = '; '.join(filter(None, [network.note, slow]))
     disk = sum(on_disk([folder / f'{name}.png']) for folder in folders)
     return network._replace(seconds=seconds, weights=0, note=note, disk=disk)
 
-# %% ../nbs/14_plan.ipynb #d5fbb2a5
+# %% ../nbs/14_plan.ipynb #b44904a1
 MEASURES = {'pretrain': partial(measure_classifier, 'pretrain'), 'train': partial(measure_classifier, 'train'),
             'seeds': measure_seeds, 'score seeds': partial(measure_scores, evaluate_seeds, 'cams'),
             'trunk': measure_trunk, 'CRF of seeds': measure_seed_crf, 'AffinityNet': measure_affinity,
-            'walk': measure_walk, 'labels of walks': partial(measure_walk_labels, False), 'CRF of walks': partial(measure_walk_labels, True),
+            'walk': measure_walk, 'labels of walks': partial(measure_walk_labels, False),
+            'CRF of walks': partial(measure_walk_labels, True),
             'score labels': partial(measure_scores, evaluate_labels, 'labels'), 'segment': measure_segmenter,
             'predict': measure_predictions}
 KINDS = {'seeds': 'CAMs', 'walk': 'walked seeds', 'CRF of seeds': 'label maps', 'labels of walks': 'label maps',
@@ -579,9 +591,9 @@ KINDS = {'seeds': 'CAMs', 'walk': 'walked seeds', 'CRF of seeds': 'label maps', 
 
 
 def estimate(profile: dict, root: str | Path, budget: float = 20.) -> pd.DataFrame:
-    """The rows of `stages` with `seconds` an image, `hours` of all runs, `memory` in bytes, `disk` in bytes of all runs
-    and its `kind`, and `note`. Measures each for about `budget` seconds, with the threads of the profile, as far as the
-    machine has the cores. DataError if the size of a split is not known."""
+    """The rows of `stages` with `seconds` an image, `hours` of all runs, `memory` in bytes and its `device`, `disk` in
+    bytes of all runs and its `kind`, and `note`. Each is measured for about `budget` seconds, with the threads of the
+    profile, as far as the machine has the cores. DataError if the size of a split is not known."""
     table = stages(profile, {split: count for split, (count, _) in split_sizes(profile, root).items()})
     threads, rows = torch.get_num_threads(), []
     with TemporaryDirectory() as folder, progress_bar(total=len(table), unit='stage', desc='measuring') as bar:
@@ -591,18 +603,25 @@ def estimate(profile: dict, root: str | Path, budget: float = 20.) -> pd.DataFra
             bar.set_postfix_str(f'{row.stage} {row.of}')
             measured = MEASURES[row.stage](profile, sample, row.of, budget)
             rows.append({'seconds': measured.seconds, 'hours': row.runs * row.images * measured.seconds / 3600,
-                         'memory': measured.memory, 'note': measured.note, 'kind': KINDS.get(row.stage, 'weights'),
-                         'disk': row.runs * (row.images * measured.disk + measured.weights)})
+                         'memory': measured.memory, 'device': measured.device, 'note': measured.note,
+                         'disk': row.runs * (row.images * measured.disk + measured.weights),
+                         'kind': KINDS.get(row.stage, 'weights')})
             bar.update()
     torch.set_num_threads(threads)
     return pd.concat([table, pd.DataFrame(rows)], axis=1)
 
-# %% ../nbs/14_plan.ipynb #0b0dc18f
+# %% ../nbs/14_plan.ipynb #9f250f92
 def device_name() -> str:
     "The device that is measured, in words."
-    if processes().device.type == 'cuda':
-        return f'{torch.cuda.get_device_name()}, {cores()} cores'
-    return f'{processes().device.type}, {cores()} cores'.replace('cpu', 'CPU')
+    device = processes().device.type
+    name = torch.cuda.get_device_name() if device == 'cuda' else device.upper()
+    return f"{name}, {cores()} core{'s' if cores() > 1 else ''}"
+
+
+def busy() -> str:
+    "A warning, if other programs take at least half of the machine's cores; else nothing."
+    load, count = psutil.getloadavg()[0], os.cpu_count()
+    return f'The machine is busy (load {load:.1f} on {count} cores): times are too long.\n' if load > count / 2 else ''
 
 
 def totals(table: pd.DataFrame, profile: dict, root: str | Path) -> dict[str, str]:
@@ -610,9 +629,10 @@ def totals(table: pd.DataFrame, profile: dict, root: str | Path) -> dict[str, st
     hours, missing = table.hours.sum(), int(table.hours.isna().sum())
     files = {'VOC': VOC_FILES, 'COCO': COCO_FILES}.get(profile.get('benchmark'), {})
     need, disk = needed_space(files, root), table.groupby('kind').disk.sum()
+    memory = table.groupby('device').memory.max()
     least = f', without {missing} stages that do not fit into memory' if missing else ''
-    return {'time': f'{hours:.1f} hours ({hours / 24:.1f} days), one run after the other{least}',
-            'memory': gigabytes(table.memory.max()),
+    return {'time': f'{hours:,.1f} hours ({hours / 24:,.1f} days), one run after the other{least}',
+            **{f'memory, {device.upper()}': gigabytes(size) for device, size in memory.items()},
             **({'disk, still to download': gigabytes(need['download']),
                 'disk, unpacked and made of it': gigabytes(need['unpacked'] + need['made'])} if files else {}),
             **{f'disk, {kind}': gigabytes(size) for kind, size in disk.items()},
@@ -625,8 +645,8 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         'stage': (table.stage + ' ' + table.of).str.strip(), 'runs': table.runs,
         'images a run': table.images.map('{:,}'.format),
         's an image': table.seconds.map('{:.2g}'.format), 'hours': table.hours.map('{:,.1f}'.format),
-        'memory GB': (table.memory / 1e9).map('{:.2g}'.format), 'disk GB': (table.disk / 1e9).map('{:.2g}'.format),
-        'note': table.note})
+        'memory GB': (table.memory / 1e9).map('{:.2g}'.format), 'on': table.device.str.upper(),
+        'disk GB': (table.disk / 1e9).map('{:.2g}'.format), 'note': table.note})
 
 
 def plan(path: str | Path, root: str | Path, budget: float = 20.) -> None:
@@ -635,7 +655,7 @@ def plan(path: str | Path, root: str | Path, budget: float = 20.) -> None:
     budget: seconds to measure each stage. DataError if the profile or the size of a split is not known."""
     profile = read_profile(path)
     sizes = split_sizes(profile, root)
-    print(f"Study '{profile['profile']}', measured on: {device_name()}\n")
+    print(f"Study '{profile['profile']}', measured on: {device_name()}\n{busy()}")
     for split, (count, source) in sizes.items(): print(f'  {split}: {count:,} images ({source})')
     table = estimate(profile, root, budget)
     print('\n' + readable(table).to_string(index=False) + '\n')
