@@ -61,7 +61,7 @@ IMAGES := $(OUT)/.data $(SCENES) $(WEIGHTS)
 BEFORE := $(READY) $(if $(PUBLIC),$(DATA)/ImageSets)
 
 # errors in one line, without the traceback
-SHORT   := import sys; sys.tracebacklimit = 0;
+SHORT   := import sys; sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr);
 BENCH   := reports/bench/pseudo_labels.ipynb
 
 # the code that a stage runs, so that only what changed is stale

@@ -49,7 +49,7 @@ def environment(): return {key: value for key, value in os.environ.items() if ke
 
 
 def make(repo, *arguments):
-    return subprocess.run(command(*arguments), cwd=repo, capture_output=True, text=True, timeout=540, env=environment())
+    return subprocess.run(command(*arguments), cwd=repo, capture_output=True, text=True, timeout=900, env=environment())
 
 
 def new_repo(folder):
