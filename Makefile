@@ -40,7 +40,7 @@ BOUND   := $(SEEDS:%=supervised-s%)
 MODERN  := $(patsubst %,noise1-s$(firstword $(SEEDS))/segment-%,$(call list,modern))
 SEGMENT := $(LABELS:%=%/segment) $(BOUND:%=%/segment) $(MODERN)
 NETWORK := table2 table3 table4 figure3 years
-RESULTS := table1 table5 figure1 figure2 figure4 figure5 $(if $(LABELS),pseudo $(NETWORK)) $(if $(SWEEP),collapse)
+RESULTS := table1 table5 figure1 figure2 figure4 threshold figure5 $(if $(LABELS),pseudo $(NETWORK)) $(if $(SWEEP),collapse)
 
 # files of published weights that the profile names; PUBLIC: a profile whose data `make data` fetches
 WEIGHTS := $(filter-out null data/runs/%,$(shell sed -n 's/.*weights: *\([^,} ]*\).*/\1/p' $(YAML) 2>/dev/null | sort -u))
@@ -73,13 +73,16 @@ PSEUDO_CODE := $(call code,crf resnet38 affinity)
 LEARN_CODE  := $(call code,segment submit)
 REPORT_CODE := $(call code,paper submit figures report)
 
-.PHONY: help reproduce plan test lab data voc coco notebooks bench readme clean $(BENCH)
+.PHONY: help reproduce verify plan test lab data voc coco notebooks bench readme clean $(BENCH)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 reproduce: $(OUT)/index.ipynb  ## run what is stale of the study; the result is reports/PROFILE/index.html
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
+
+verify: $(READY)  ## count the pixels again, and recompute every number and table of a finished study
+	@$(BIN)/python -c "$(SHORT) from bnrcam.report import verify; verify('$(YAML)', '$(DATA)')"
 
 plan: $(READY)  ## what reproduce would run, and how long, on this machine: a few steps of each stage are timed
 	@$(BIN)/python -c "$(SHORT) from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['VARIANT_NAMES', 'SEGMENT_NAMES', 'BENCHMARKS', 'PAPER_YEAR', 'STYLES', 'save_figure', 'overlay', 'picture_rows',
-           'cam_figure', 'first_label', 'label_figure', 'method_figure', 'forward_one', 'prediction_figure',
-           'move_apart', 'published', 'years_figure', 'curve_figure', 'collapse_figure', 'received_attention',
-           'attention_figure']
+           'class_legend', 'cam_figure', 'first_label', 'mask_figure', 'label_figure', 'method_figure', 'forward_one',
+           'prediction_figure', 'move_apart', 'published', 'years_figure', 'curve_figure', 'collapse_figure',
+           'received_attention', 'attention_figure']
 
-# %% ../nbs/12_figures.ipynb #93675fb1
+# %% ../nbs/12_figures.ipynb #00c3f125
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +18,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch
+from matplotlib.patches import ConnectionPatch, Patch
 from torch import Tensor, nn
 
 from .cam import add_noise, attention_map, refine
 from .conformer import ConformerOutput
-from .data import VOCFolder, read_mask
+from .data import IGNORE, VOCFolder, read_mask
 from .paper import recent, table
 from .scenes import voc_palette
 from .seeds import Views, read_cams, seed_scores
@@ -41,7 +41,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
         figure.savefig(Path(folder, f'{name}.png'), dpi=120, bbox_inches='tight', metadata={'Software': None})
         figure.savefig(Path(folder, f'{name}.svg'), bbox_inches='tight', metadata={'Date': None})
 
-# %% ../nbs/12_figures.ipynb #8126064d
+# %% ../nbs/12_figures.ipynb #cb576868
 def overlay(image: np.ndarray, score: np.ndarray) -> np.ndarray:
     "A score map (H, W) in [0, 1] as heat over an image (H, W, 3) uint8: (H, W, 3) in [0, 1]."
     grey = image.mean(-1, keepdims=True) / 255
@@ -63,36 +63,50 @@ def picture_rows(columns: dict[str, Sequence[np.ndarray]], names: Sequence[str],
     return figure
 
 
+def class_legend(figure: Figure, masks: Sequence[np.ndarray], classes: Sequence[str]) -> None:
+    "Below the pictures of `figure`: the colours of all labels that are in `masks`, with their names."
+    names = {**dict(enumerate(('background', *classes))), IGNORE: 'boundary, not scored'}
+    present = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
+    patches = [Patch(facecolor=voc_palette()[label] / 255, edgecolor='grey', label=names[label]) for label in present]
+    figure.legend(handles=patches, loc='outside lower center', ncols=min(len(patches), 5), fontsize=8, frameon=False)
+
+
 def cam_figure(dataset: VOCFolder, names: Sequence[str], stores: dict[str, str | Path]) -> Figure:
     "Figure 1: image, true mask, and for each CAM store the score of the image's first label as heat."
-    images = [dataset[dataset.names.index(name)]['image'].permute(1, 2, 0).numpy() for name in names]
-    columns = {'image': images, 'truth': [voc_palette()[dataset.mask(name)] for name in names]}
+    images, truth = _images(dataset, names), [dataset.mask(name) for name in names]
+    columns = {'image': images, 'truth': [voc_palette()[mask] for mask in truth]}
     for title, store in stores.items():
         scores = [seed_scores(read_cams(Path(store, f'{name}.safetensors')))[0] for name in names]
         columns[title] = [overlay(image, score) for image, score in zip(images, scores)]
-    return picture_rows(columns, [first_label(dataset, name) for name in names])
+    figure = picture_rows(columns, [first_label(dataset, name) for name in names])
+    class_legend(figure, truth, dataset.classes)
+    return figure
+
+
+def _images(dataset, names):
+    return [dataset[dataset.names.index(name)]['image'].permute(1, 2, 0).numpy() for name in names]
 
 
 def first_label(dataset: VOCFolder, name: str) -> str:
     "Name of the first class among an image's labels."
     return dataset.classes[int(dataset.labels[dataset.names.index(name)].argmax())]
 
-# %% ../nbs/12_figures.ipynb #5a635021
+# %% ../nbs/12_figures.ipynb #911990a4
+def mask_figure(dataset: VOCFolder, names: Sequence[str], columns: dict[str, Sequence[np.ndarray]]) -> Figure:
+    "Images, then columns of label maps (H, W) in VOC colours, with a legend of the classes in them."
+    pictures = {title: [voc_palette()[mask] for mask in masks] for title, masks in columns.items()}
+    figure = picture_rows({'image': _images(dataset, names), **pictures}, [first_label(dataset, name) for name in names])
+    class_legend(figure, [mask for masks in columns.values() for mask in masks], dataset.classes)
+    return figure
+
+
 def label_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, str | Path]) -> Figure:
     "Image, the label maps of each folder (FOLDER/NAME.png) in VOC colours, and the true mask."
-    columns = _image_and_truth(dataset, names)
-    truth = columns.pop('truth')
-    return picture_rows({**columns, **_label_maps(dataset, names, folders), 'truth': truth},
-                        [first_label(dataset, name) for name in names])
-
-
-def _image_and_truth(dataset, names):
-    return {'image': [dataset[dataset.names.index(name)]['image'].permute(1, 2, 0).numpy() for name in names],
-            'truth': [voc_palette()[dataset.mask(name)] for name in names]}
+    return mask_figure(dataset, names, {**_label_maps(dataset, names, folders), 'truth': [*map(dataset.mask, names)]})
 
 
 def _label_maps(dataset, names, folders):
-    return {title: [voc_palette()[read_mask(Path(folder, f'{name}.png'), 1 + len(dataset.classes))] for name in names]
+    return {title: [read_mask(Path(folder, f'{name}.png'), 1 + len(dataset.classes)) for name in names]
             for title, folder in folders.items()}
 
 # %% ../nbs/12_figures.ipynb #0e5fdbce
@@ -141,11 +155,10 @@ def forward_one(model: nn.Module, dataset: VOCFolder, name: str, scale: int) -> 
     item = Views((scale,))(dataset[dataset.names.index(name)])
     return model.eval()(item[f'view_{scale}'][None])
 
-# %% ../nbs/12_figures.ipynb #9a21d488
+# %% ../nbs/12_figures.ipynb #e11064ba
 def prediction_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, str | Path]) -> Figure:
     "Figure 3: image, true mask, and the predictions of each folder (FOLDER/NAME.png) in VOC colours."
-    columns = {**_image_and_truth(dataset, names), **_label_maps(dataset, names, folders)}
-    return picture_rows(columns, [first_label(dataset, name) for name in names])
+    return mask_figure(dataset, names, {'truth': [*map(dataset.mask, names)], **_label_maps(dataset, names, folders)})
 
 # %% ../nbs/12_figures.ipynb #6fa51f91
 def move_apart(heights: Sequence[float], gap: float) -> np.ndarray:
@@ -245,7 +258,7 @@ def collapse_figure(scratch: pd.DataFrame, rates: pd.DataFrame) -> Figure:
               title='fine-tuned with noise x 1')
     return figure
 
-# %% ../nbs/12_figures.ipynb #1edb8a30
+# %% ../nbs/12_figures.ipynb #71cd7b7d
 def received_attention(output: ConformerOutput) -> Tensor:
     "Attention that each patch receives from all patches, (B, h, w), of mean 1 if it were even: column means of A*, scaled."
     A = attention_map(output.queries, output.keys)
@@ -255,7 +268,7 @@ def received_attention(output: ConformerOutput) -> Tensor:
 
 def attention_figure(dataset: VOCFolder, names: Sequence[str], models: dict[str, nn.Module], scale: int) -> Figure:
     "Figure 5: image, then for each model the received attention as heat, its own range for each picture."
-    images = [dataset[dataset.names.index(name)]['image'].permute(1, 2, 0).numpy() for name in names]
+    images = _images(dataset, names)
     columns = {'image': images}
     for title, model in models.items():
         maps = []

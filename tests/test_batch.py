@@ -9,8 +9,10 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from bnrcam.scenes import write_scenes
 
@@ -81,7 +83,7 @@ def digest(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 
 TABLES = {'table1', 'table2', 'table3', 'table4', 'table5'}
 FIGURES = {'figure1', 'figure2', 'figure3', 'figure4', 'figure5', 'pseudo', 'years'}
-RESULTS = TABLES | FIGURES
+RESULTS = TABLES | FIGURES | {'threshold'}
 NETWORK = {'table2', 'table3', 'table4', 'figure3', 'years'}
 SEGMENT = {'noise1-s0/segment', 'noise1-s0/segment-test_resnet', 'supervised-s0/segment'}
 
@@ -95,7 +97,8 @@ def test_every_product_is_there(repo):
     for name in TABLES:
         assert all((out / f'{name}.{kind}').stat().st_size for kind in ('csv', 'md', 'tex', 'json'))
     for name in FIGURES:
-        assert all((out / f'{name}.{kind}').stat().st_size for kind in ('png', 'svg'))
+        assert all((out / f'{name}.{kind}').stat().st_size for kind in ('png', 'svg', 'json'))
+    assert (out / 'threshold.json').stat().st_size and (out / 'threshold_slider.html').stat().st_size
 
 
 def test_tables_say_what_was_not_run(repo):
@@ -103,6 +106,19 @@ def test_tables_say_what_was_not_run(repo):
     assert float(frame.loc['noise x 1 (ours)', 'here, mIoU (%)']) > 0
     assert 'noise2' in frame.loc['noise x 2 (applied twice)', 'here, mIoU (%)']
     assert frame['paper, VOC train'].tolist() == [64.9, 62.4, 66.2, 65.3, 65.3]
+
+
+def test_verify(repo):
+    result = make(repo, 'verify')
+    assert result.returncode == 0, result.stdout + result.stderr
+    path = repo / 'data/runs/tiny/noise1-s0/segment/crf/val_00001.png'
+    kept = path.read_bytes()
+    Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+    try:
+        result = make(repo, 'verify')
+        assert result.returncode != 0 and 'noise1-s0/segment' in result.stdout, result.stdout + result.stderr
+    finally:
+        path.write_bytes(kept)
 
 
 def test_second_time_nothing_runs(repo):

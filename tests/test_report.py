@@ -1,17 +1,24 @@
 """Tables 2 to 4, their page and their figures from made-up results: ours and the paper's numbers never mix."""
+import base64
 import shutil
+from pathlib import Path
 
 import matplotlib
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from bnrcam.data import DataError
-from bnrcam.figures import move_apart, published, save_figure, years_figure
+from bnrcam.data import DataError, VOCFolder
+from bnrcam.evaluate import confusion_matrix, curve_confusions, evaluate_seeds, score_histogram
+from bnrcam.figures import move_apart, published, years_figure
 from bnrcam.paper import VOC_LABELS, recent, table
-from bnrcam.report import (CAPTIONS, SHARE, class_table, load_results, load_segmentation, provenance,
-                           segmentation_table, write_index, write_json, write_table)
+from bnrcam.report import (CAPTIONS, DIFFERENCE, SHARE, SLIDER_PAGE, class_table, evidence, load_results,
+                           load_segmentation, segmentation_table, slider_map, write_evidence, write_figure, write_index,
+                           write_json, write_slider, write_table)
+from bnrcam.scenes import SCENE_CLASSES
+from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
 from bnrcam.submit import read_scores
 
 matplotlib.use('Agg')
@@ -34,12 +41,15 @@ def write(folder, variant, seed, names=VOC_LABELS, scored=None, split='val', abs
         'crf': scores(level, names, scored or names, absent)})
 
 
-@pytest.fixture
-def folder(tmp_path):
+def three_seeds(folder):
     for variant in ('baseline', 'noise1', 'supervised'):
         for seed in (0, 1, 2):
-            write(tmp_path, variant, seed)
-    return tmp_path
+            write(folder, variant, seed)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path): return three_seeds(tmp_path)
 
 
 @pytest.fixture
@@ -102,7 +112,8 @@ def test_no_test_split_no_test_columns(results):
     frame = class_table(results, None, 'animals', None)
     assert not any('test' in name for name in frame)
     assert [name for name in frame if name.startswith('here')] == [
-        'here, animals val: TransCAM (baseline)', 'here, animals val: noise x 1 (ours)', 'here, animals val: fully supervised']
+        'here, animals val: TransCAM (baseline)', 'here, animals val: noise x 1 (ours)', 'here, animals val: fully supervised',
+        'here, animals val: ours, difference to baseline']
 
 
 def test_class_table_of_other_classes(tmp_path):
@@ -113,12 +124,22 @@ def test_class_table_of_other_classes(tmp_path):
     assert frame['here, mini val: noise x 1 (ours)'].tolist() == ['33.0', '33.1', '33.2', f'{(33 + 33.1) / 2:.1f}']
     assert 'add baseline' in frame['here, mini val: TransCAM (baseline)']['mIoU']
     assert 'true masks' in frame['here, mini val: fully supervised']['mIoU']
+    assert (frame['here, mini val: ours, difference to baseline'] == '').all()
 
 
 def test_absent_class(tmp_path):
     write(tmp_path, 'noise1', 0, SMALL, absent=['fish'])
     frame = class_table(load_segmentation(tmp_path, ['noise1'], [0]), None, 'mini', None).set_index('class')
     assert frame.loc['fish', 'here, mini val: noise x 1 (ours)'] == 'absent'
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    for variant in ('baseline', 'noise1'):
+        write(tmp_path, variant, 0, SMALL)
+    results = load_segmentation(tmp_path, ['baseline', 'noise1'], [0])
+    assert class_table(results, None, 'mini', None).iloc[:, -1].tolist() == ['', '', '', 'one seed']
+    frame = segmentation_table(3, results, NOTHING, 'mini', None).set_index('method')
+    assert frame.loc['here: noise x 1 (ours)', DIFFERENCE] == 'one seed'
 
 
 # Tables 3 and 4
@@ -156,7 +177,9 @@ def test_rows_and_share(results):
     assert frame.loc['here: noise x 1 (ours), without CRF', 'val'] == '33.0 ± 1.0 (n=3)'
     shares = [100 * (34 + seed) / (61 + seed) for seed in range(3)]
     assert frame.loc['here: noise x 1 (ours)', SHARE] == f'{np.mean(shares):.1f} ± {np.std(shares, ddof=1):.1f} (n=3)'
-    assert frame.loc['here: fully supervised', ['supervision', SHARE]].tolist() == ['F', '']
+    assert frame.loc['here: fully supervised', ['supervision', SHARE, DIFFERENCE]].tolist() == ['F', '', '']
+    assert frame.loc['here: noise x 1 (ours), without CRF', DIFFERENCE] == '+3.0 [+3.0, +3.0] (n=3)'
+    assert frame.loc['here: TransCAM (baseline)', DIFFERENCE] == ''
     assert frame.loc['here: TransCAM (baseline)', ['supervision', 'backbone']].tolist() == ['I', 'ResNet38']
 
 
@@ -246,32 +269,81 @@ def test_published_marks_extra_supervision():
 
 # the page
 
-@pytest.fixture
-def page(results, folder):
-    out = folder / 'page'
+@pytest.fixture(scope='module')
+def page(tmp_path_factory, scenes):
+    folder = three_seeds(tmp_path_factory.mktemp('page'))
+    results, out = load_segmentation(folder, ['baseline', 'noise1'], [0, 1, 2]), folder / 'page'
     out.mkdir()
     frames = {'table2': class_table(results, no_scores(folder), 'voc', 'VOC'),
               **{f'table{n}': segmentation_table(n, results, NOTHING, 'voc', 'VOC') for n in (3, 4)}}
+    record = evidence(results, profile='voc', seeds=[0, 1, 2], parameters={'benchmark': 'VOC'})
     for name, frame in frames.items():
-        write_table(frame, out, name, provenance(profile='voc'))
+        write_table(frame, out, name, record)
     for name in ('figure3', 'years'):
-        save_figure(years_figure({}, None), out, name)
+        write_figure(years_figure({}, None), out, name, record)
+    write_slider(out / SLIDER_PAGE, 'a <b>&</b> test', *slider_study(folder, scenes))
+    write_evidence(out, 'threshold', record, [SLIDER_PAGE])
+    for run in results['run']:
+        shutil.copytree(folder / run, out / run)
     wide = nbformat.v4.new_output('display_data', data={'text/html': frames['table2'].to_html()})
-    cell = nbformat.v4.new_code_cell('frame', outputs=[wide])
-    for name in (*frames, 'figure3', 'years'):
+    png = base64.b64encode((out / 'years.png').read_bytes()).decode()
+    picture = nbformat.v4.new_output('display_data', data={'image/png': png})
+    cell = nbformat.v4.new_code_cell('frame', outputs=[wide, picture])
+    for name in (*frames, 'figure3', 'years', 'threshold', 'noise1-s0/segment'):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), out / f'{name}.ipynb')
     return write_index(out, 'voc', 'A test.')
 
 
+def slider_study(folder, scenes):
+    "Data set, names, CAM stores and results for `write_slider`: CAMs are noise on all labels of three images."
+    dataset, rng = VOCFolder(scenes, 'train', SCENE_CLASSES, masks=True), torch.Generator().manual_seed(0)
+    stores = {'TransCAM': folder / 'cams/baseline', 'ours': folder / 'cams/noise1'}
+    for store in stores.values():
+        for name, labels in zip(dataset.names, dataset.labels):
+            classes = labels.nonzero().flatten()
+            maps = [torch.rand(len(classes), 5, 5, generator=rng)]
+            write_cams(store / f'{name}.safetensors', CAMs(classes, dataset.mask(name).shape, maps), 'a test')
+    results = pd.DataFrame([evaluate_seeds(dataset, store) for store in stores.values()])
+    names = [name for name, labels in zip(dataset.names, dataset.labels) if labels.any()][:3]
+    return dataset, names, stores, results
+
+
 def test_page_in_the_papers_order(page):
     text = page.read_text()
-    places = [text.index(f'id="{name}"') for name in ('table2', 'table3', 'table4', 'years', 'figure3')]
+    places = [text.index(f'id="{name}"') for name in ('table2', 'table3', 'table4', 'years', 'figure3', 'threshold')]
     assert places == sorted(places) and list(CAPTIONS)[:4] == ['table1', 'table2', 'table3', 'table4']
     assert list(CAPTIONS).index('figure2') < list(CAPTIONS).index('figure3') < list(CAPTIONS).index('figure4')
     assert 'segment.tar' in text and 'PROFILE=coco' in text
 
 
-def test_pages_fit_a_phone(page):
+def test_bold_on_the_page(page):
+    assert '<strong>+3.0' in page.read_text() and '<b>&</b>' not in (page.parent / SLIDER_PAGE).read_text()
+
+
+@pytest.mark.parametrize('file', ['table2.json', 'figure3.json', 'threshold.json', SLIDER_PAGE, 'years.svg'])
+def test_nothing_without_its_evidence(page, file):
+    path = page.parent / file
+    aside = path.rename(page.parent / 'aside')
+    with pytest.raises(DataError, match=f'{file}: missing'):
+        write_index(page.parent, 'voc', 'A test.')
+    aside.rename(path)
+
+
+def test_slider_map_is_what_evaluate_counts():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.random((3, 40, 40)).astype(np.float32), rng.integers(0, 6, (40, 40)).astype(np.uint8)
+    scores[:, :4] = np.float32(rng.integers(0, 60, (3, 4, 40)) / 100)  # exactly at thresholds
+    classes = np.array([1, 2, 5])
+    levels, winner, same = np.moveaxis(slider_map(scores, classes, truth), -1, 0)
+    assert (same == truth).all()
+    expected = curve_confusions(score_histogram(truth, scores, classes, 6))
+    for i in range(60):
+        assert (confusion_matrix(truth, np.where(levels > i, winner, 0), 6) == expected[i]).all()
+    assert slider_map(scores[:0], classes[:0], truth)[..., :2].max() == 0
+
+
+@pytest.fixture(scope='module')
+def browser():
     chromium, driver_path = shutil.which('chromium'), shutil.which('chromedriver')
     if not (chromium and driver_path):
         pytest.skip('needs Chromium and its driver (Debian: apt-get install chromium chromium-driver)')
@@ -280,11 +352,94 @@ def test_pages_fit_a_phone(page):
     options.binary_location = chromium
     for flag in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run'):
         options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
-    try:
-        driver.set_window_size(500, 900)
-        for path in (page, page.parent / 'table2.html'):
-            driver.get(path.as_uri())
-            assert driver.execute_script('return document.documentElement.scrollWidth <= window.innerWidth'), path.name
-    finally:
-        driver.quit()
+    yield driver
+    driver.quit()
+
+
+def colours(browser, scheme):
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': scheme}]})
+
+
+LUMINANCE = """
+const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+const channels = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(v => linear(v / 255));
+const light = colour => channels(colour).reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+const probe = document.createElement('p');
+probe.style.color = 'Canvas';
+document.body.append(probe);
+const canvas = light(getComputedStyle(probe).color);
+probe.remove();
+return [...document.querySelectorAll('a, p, td, th, dt, dd, figcaption, label, summary, h1')]
+  .map(e => light(getComputedStyle(e).color)).map(v => (Math.max(v, canvas) + .05) / (Math.min(v, canvas) + .05));
+"""
+
+
+def test_pages_in_a_browser(page, browser):
+    "On a phone and a desk, light and dark: nothing wider than the window, alt texts, labels, contrast, no error, no dead link."
+    names = ['index', 'table2', 'figure3', 'noise1-s0/segment', SLIDER_PAGE.removesuffix('.html')]
+    for path in (page.parent / f'{name}.html' for name in names):
+        assert path.stat().st_size < 5e6
+        for scheme in ('light', 'dark'):
+            colours(browser, scheme)
+            for width in (500, 1200):
+                browser.set_window_size(width, 900)
+                browser.get(path.as_uri())
+                assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth'), path.name
+                assert min(browser.execute_script(LUMINANCE)) >= 4.5, f'{path.name}: contrast, {scheme}'
+        assert browser.execute_script('return document.documentElement.lang') == 'en'
+        texts = browser.execute_script('return [...document.images].map(i => i.alt)')
+        assert all(len(text) > 10 and not text.startswith('No desc') for text in texts), path.name
+        links = browser.execute_script('return [...document.links].map(l => l.href.split("#")[0])')
+        assert links and all(Path(link.removeprefix('file://')).is_file() for link in links)
+    assert [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE'] == []
+
+
+def test_evidence_stands_behind_each_item(page, browser):
+    browser.get(page.as_uri())
+    items = browser.execute_script("""return [...document.querySelectorAll('figure')].map(figure => {
+      figure.querySelector('summary').click();
+      return [figure.id, figure.querySelector('details').open, figure.querySelector('dl').innerText]; })""")
+    assert len(items) == 6
+    for name, is_open, text in items:
+        assert is_open and f'{name}.json' in text and 'noise1-s2/segment.json' in text and 'benchmark VOC' in text
+        assert '{' not in text and all(word in text for word in ('Profile', 'Seeds', 'Code', 'Libraries', 'Device', 'Made'))
+
+
+def test_slider_moves_the_mask(page, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+    path = page.parent / SLIDER_PAGE
+    assert path.stat().st_size < 1e6
+    browser.get(path.as_uri())
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script('return document.body.dataset.ready'))
+    slider = browser.find_element(By.ID, 'threshold')
+    assert slider.accessible_name.startswith('Threshold') and slider.aria_role == 'slider'
+    counts = lambda: browser.execute_script(
+        'return [...document.querySelectorAll("canvas.mask")].map(c => Number(c.dataset.pixels))')
+    slider.send_keys(Keys.HOME)
+    seen = [counts()]
+    for _ in range(59):
+        slider.send_keys(Keys.ARROW_RIGHT)
+        seen.append(counts())
+    assert slider.get_attribute('value') == '59' and browser.find_element(By.ID, 'value').text == '0.59'
+    steps = np.diff(np.array(seen), axis=0)
+    assert np.array(seen).shape == (60, 6) and (steps <= 0).all() and (steps.sum(0) < 0).all()
+    assert browser.execute_script('return [...document.querySelectorAll("canvas")].every(c => c.ariaLabel.length > 10)')
+    cells = browser.find_elements(By.CLASS_NAME, 'miou')
+    assert len(cells) == 2 and all(cell.text.endswith(' %') for cell in cells)
+    assert [entry for entry in browser.get_log('browser') if entry['level'] in ('SEVERE', 'WARNING')] == []
+
+
+def test_slider_shows_the_very_pixels(page, browser, folder, scenes):
+    "The number of coloured pixels at a threshold is that of the mask in numpy."
+    from selenium.webdriver.support.ui import WebDriverWait
+    dataset, names, stores, _ = slider_study(folder, scenes)
+    browser.get((page.parent / SLIDER_PAGE).as_uri())
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script('return document.body.dataset.ready'))
+    shown = browser.execute_script("""slider.value = 37; slider.dispatchEvent(new Event('input'));
+      return [...document.querySelectorAll('canvas.mask')].map(c => Number(c.dataset.pixels))""")
+    scores = [seed_scores(read_cams(store / f'{name}.safetensors')).max(0) for name in names for store in stores.values()]
+    assert shown == [int((score > np.float32(.37)).sum()) for score in scores]
