@@ -113,7 +113,7 @@ def test_verify(repo):
     assert result.returncode == 0, result.stdout + result.stderr
     path = repo / 'data/runs/tiny/noise1-s0/segment/crf/val_00001.png'
     kept = path.read_bytes()
-    Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+    Image.fromarray(np.ones_like(np.array(Image.open(path)))).save(path)  # all of the first class
     try:
         result = make(repo, 'verify')
         assert result.returncode != 0 and 'noise1-s0/segment' in result.stdout, result.stdout + result.stderr

@@ -1,0 +1,79 @@
+"""A folder of images and a CSV of labels: what is refused, and that nothing is left of it."""
+import pytest
+from PIL import Image
+
+from bnrcam.data import DataError, VOCFolder
+from bnrcam.folder import folder_from_table
+
+CLASSES = ('cat', 'dog')
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / 'photos').mkdir()
+    for name in ('a.jpg', 'b.jpg', 'c.png'):
+        Image.new('RGB', (40, 30), (200, 100, 50)).save(tmp_path / 'photos' / name)
+    Image.new('RGBA', (40, 30)).save(tmp_path / 'photos' / 'clear.png')
+    Image.new('RGB', (40, 30)).save(tmp_path / 'photos' / 'a.png')
+    (tmp_path / 'photos' / 'text.jpg').write_text('no image')
+    return tmp_path / 'photos'
+
+
+def convert(photos, text, split='train'):
+    table = photos.parent / 'labels.csv'
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder_from_table(table, photos, photos.parent / 'voc', CLASSES, split)
+
+
+@pytest.mark.parametrize('text', [
+    'file,labels\na.jpg,dog\nb.jpg,dog;cat\nc.png, cat ;\n', 'file,dog,cat\na.jpg,1,0\nb.jpg,1,1\nc.png,0,1\n',
+    '\ufefffile,labels\r\na.jpg,dog\r\n\r\n"b.jpg","cat;dog"\r\nc.png,cat\r\n'])
+def test_both_forms_and_a_spreadsheets_habits(photos, text):
+    data = VOCFolder(convert(photos, text), 'train', CLASSES)
+    assert data.names == ['a', 'b', 'c'] and data.labels.tolist() == [[0, 1], [1, 1], [1, 0]]
+    assert [tuple(item['image'].shape) for item in data] == [(3, 30, 40)] * 3
+    assert Image.open(data.image_path('c')).format == 'JPEG' and data.image_path('a').samefile(photos / 'a.jpg')
+
+
+@pytest.mark.parametrize('text, words', [
+    ('file,labels\na.jpg,dog\nz.jpg,cat\n', ['line 3', 'z.jpg', 'no such image']),
+    ('file,labels\na.jpg,dog\nb.jpg,cat\na.jpg,cat\n', ['line 4', 'line 2']),
+    ('file,labels\na.jpg,dog\na.png,cat\n', ['line 3', 'line 2']),
+    ('file,labels\na.jpg,Dog\n', ['line 2', "'Dog'", 'cat, dog']),
+    ('file,labels\na.jpg,dog\nb.jpg,\n', ['line 3', 'no label']),
+    ('file,cat,dog\na.jpg,0,0\n', ['line 2', 'no label']),
+    ('file,cat,dog\na.jpg,0,yes\n', ['line 2', "'yes'"]),
+    ('file,cat\na.jpg,1\n', ['dog']),
+    ('file,cat,dog,cow\na.jpg,1,0,0\n', ['cow']),
+    ('file,cat,dog,dog\na.jpg,1,0,0\n', ['twice']),
+    ('name,labels\na.jpg,cat\n', ['file,labels']),
+    ('file;labels\na.jpg;cat\n', ['file,labels']),
+    ('file,labels\na.jpg,cat,dog\n', ['line 2', '3 fields']),
+    ('file,labels\n../photos/a.jpg,cat\n', ['line 2', 'one folder']),
+    ('file,labels\n/etc/passwd,cat\n', ['line 2', 'one folder']),
+    ('file,labels\nclear.png,cat\n', ['line 2', 'RGBA']),
+    ('file,labels\ntext.jpg,cat\n', ['line 2', 'damaged']),
+    ('file,labels\n', ['no rows']),
+    ('', ['no rows']),
+    ('file,labels\na.jpg,"cat\n', ['no CSV']),
+    (b'file,labels\na.jpg,caf\xe9\n', ['UTF-8'])])
+def test_refused_in_one_line_with_nothing_written(photos, text, words):
+    with pytest.raises(DataError) as error:
+        convert(photos, text)
+    message = str(error.value)
+    assert '\n' not in message and 'labels.csv' in message and all(word in message for word in words), message
+    assert not (photos.parent / 'voc').exists()
+
+
+def test_second_tables_add_and_never_overwrite(photos):
+    root = convert(photos, 'file,labels\na.jpg,dog\n')
+    convert(photos, 'file,labels\na.jpg,dog\n')
+    convert(photos, 'file,labels\na.jpg,dog\nc.png,cat\n', 'more')
+    convert(photos, 'file,labels\na.jpg,dog\nc.png,cat\n', 'more')
+    assert VOCFolder(root, 'more', CLASSES).names == ['a', 'c'] and VOCFolder(root, 'train', CLASSES).names == ['a']
+    for text, split in (('file,labels\nb.jpg,dog\n', 'train'), ('file,labels\na.jpg,cat\n', 'other'),
+                        ('file,labels\na.png,dog\n', 'other'), ('file,labels\na.jpg,dog\n', '../x')):
+        with pytest.raises(DataError):
+            convert(photos, text, split)
+    assert VOCFolder(root, 'train', CLASSES).labels.tolist() == [[0, 1]]
+    assert sorted(path.name for path in (root / 'ImageSets/Segmentation').iterdir()) == ['more.txt', 'train.txt']
