@@ -128,18 +128,6 @@ def test_second_time_nothing_runs(repo):
     assert time.perf_counter() - start < 10
 
 
-def test_only_what_changed_is_stale(repo):
-    stages = {f'{run}/seeds' for run in ('baseline-s0', 'noise1-s0')}
-    assert ran(repo, '-W', 'nbs/results/table5.ipynb') == {'table5', 'index'}
-    assert ran(repo, '-W', 'bnrcam/figures.py') == RESULTS | {'index'}
-    assert ran(repo, '-W', 'bnrcam/evaluate.py') == stages | {'noise1-s0/pseudo'} | SEGMENT | RESULTS | {'index'}
-    assert ran(repo, '-W', 'bnrcam/crf.py') == {'noise1-s0/pseudo', 'table1', 'pseudo', 'index'} | SEGMENT | NETWORK
-    assert ran(repo, '-W', 'bnrcam/segment.py') == SEGMENT | NETWORK | {'index'}
-    assert ran(repo, '-W', 'reports/tiny/noise1-s0/train.ipynb') == (
-        {'noise1-s0/seeds', 'noise1-s0/pseudo'} | SEGMENT - {'supervised-s0/segment'} | RESULTS | {'index'})
-    assert len(ran(repo, 'DATA=elsewhere')) == 7 + len(SEGMENT) + len(RESULTS) + 1
-
-
 def test_scores_of_the_server_fill_the_tables(repo):
     "A file with returned scores makes the tables with test columns stale, and fills them."
     path = repo / 'data/test_scores_tiny.csv'
@@ -157,6 +145,18 @@ def test_archive_for_the_server(repo):
     with tarfile.open(repo / 'data/runs/tiny/noise1-s0/segment.tar') as archive:
         names = archive.getnames()
     assert len(names) == 6 and all(name.startswith('results/VOC2012/Segmentation/comp6_test_cls/val_') for name in names)
+
+
+def test_only_what_changed_is_stale(repo):
+    stages = {f'{run}/seeds' for run in ('baseline-s0', 'noise1-s0')}
+    assert ran(repo, '-W', 'nbs/results/table5.ipynb') == {'table5', 'index'}
+    assert ran(repo, '-W', 'bnrcam/figures.py') == RESULTS | {'index'}
+    assert ran(repo, '-W', 'bnrcam/evaluate.py') == stages | {'noise1-s0/pseudo'} | SEGMENT | RESULTS | {'index'}
+    assert ran(repo, '-W', 'bnrcam/crf.py') == {'noise1-s0/pseudo', 'table1', 'pseudo', 'index'} | SEGMENT | NETWORK
+    assert ran(repo, '-W', 'bnrcam/segment.py') == SEGMENT | NETWORK | {'index'}
+    assert ran(repo, '-W', 'reports/tiny/noise1-s0/train.ipynb') == (
+        {'noise1-s0/seeds', 'noise1-s0/pseudo'} | SEGMENT - {'supervised-s0/segment'} | RESULTS | {'index'})
+    assert len(ran(repo, 'DATA=elsewhere')) == 7 + len(SEGMENT) + len(RESULTS) + 1
 
 
 def test_failure_leaves_the_notebook_and_no_product(tmp_path):
