@@ -6,7 +6,7 @@
 __all__ = ['Seeded', 'TrainingError', 'save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'model_digest',
            'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
 
-# %% ../nbs/06_train.ipynb #9b5d9d98
+# %% ../nbs/06_train.ipynb #5474c3e8
 import hashlib
 import json
 import math
@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
@@ -44,7 +44,7 @@ class Seeded(Dataset):
             torch.manual_seed(zlib.crc32(f'{self.seed} {self.epoch} {index}'.encode()))
             return self.dataset[index]
 
-# %% ../nbs/06_train.ipynb #7eac94ff
+# %% ../nbs/06_train.ipynb #d1a2ba0c
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says at which step and what to try."
 
@@ -53,8 +53,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata) -> None:
     "Write a safetensors file in one step: readers see the old file or the new one, never a part."
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix('.partial')
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial,
-              {'bnrcam': json.dumps(metadata)})  # one key: safetensors writes several in any order
+    # not by save_file, which leaves a file of a random name behind when it is killed
+    partial.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+                             {'bnrcam': json.dumps(metadata)}))  # one key: safetensors writes several in any order
     os.replace(partial, path)
 
 

@@ -241,5 +241,5 @@ def test_page(repo, browser):
     assert browser.execute_script('return [...document.images].every(i => i.alt.length > 10)')
     assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth')
     links = browser.execute_script('return [...document.links].map(l => l.href)')
-    assert links and all(Path(link.removeprefix('file://')).is_file() for link in links)
+    assert links and all(Path(link.removeprefix('file://').split('#')[0]).is_file() for link in links)
     assert [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE'] == []
