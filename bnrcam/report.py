@@ -774,7 +774,7 @@ class Study:
                        'table4': lambda: segmentation_table(4, networks(), modern(), self.name, benchmark)}
         return makers
 
-# %% ../nbs/13_report.ipynb #a0ef1ada
+# %% ../nbs/13_report.ipynb #2970ff82
 def check_pixels(study: Study, file: str) -> str | None:
     "Are the scores in a result file those of the stored CAMs or label maps? What differs first, or None."
     path = study.reports / file
@@ -834,8 +834,9 @@ def verify(profile: str | Path, data: str | Path, base: str | Path = '.') -> int
     file and the value that differs, and returns their number. DataError at the end if one failed.
 
     profile: YAML file. data: folder in VOC layout. base: folder that holds `reports` and `data/runs`."""
-    wrong, count = [], 0
-    for what, check in checks(Study(profile, data, base)):
+    study, wrong, count = Study(profile, data, base), [], 0
+    torch.set_num_threads(study.settings['compute']['threads'])  # as the stages: another number rounds differently
+    for what, check in checks(study):
         count += 1
         try:
             with contextlib.redirect_stdout(sys.stderr):  # the progress bars

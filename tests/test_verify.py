@@ -22,7 +22,8 @@ from bnrcam.seeds import CAMs, write_cams
 from bnrcam.train import load_tensors, save_tensors
 
 matplotlib.use('Agg')
-SETTINGS = {'profile': 'small', 'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['baseline', 'noise1'],
+SETTINGS = {'profile': 'small', 'compute': {'threads': 1},
+            'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['baseline', 'noise1'],
             'modern': ['resnet18'], 'benchmark': None,
             'dataset': {'classes': [*SCENE_CLASSES], 'train': 'train', 'seeds': 'train', 'val': 'val', 'test': None,
                         'scored': None}}
