@@ -5,6 +5,7 @@ import torch
 
 import bnrcam  # noqa: F401  (registers the models)
 from bnrcam.scenes import write_scenes
+from miniature import serve
 
 
 @pytest.fixture(scope='session')
@@ -23,3 +24,12 @@ def folder(scenes, tmp_path):
 def net():
     torch.manual_seed(0)
     return timm.create_model('conformer_mini_patch16', num_classes=7)
+
+
+@pytest.fixture
+def web(tmp_path):
+    "A server of the folder `tmp_path`/web, as `miniature.serve` describes it, with that `folder`."
+    (tmp_path / 'web').mkdir()
+    with serve(tmp_path / 'web') as state:
+        state.folder = tmp_path / 'web'
+        yield state

@@ -17,18 +17,10 @@ from bnrcam import datasets
 from bnrcam.data import VOC_CLASSES, DataError, VOCFolder, read_split
 from bnrcam.datasets import (COCO_CLASSES, TRAIN_AUG, category_indices, check_count, coco_mask, for_each, prepare_coco,
                              prepare_voc, read_annotations, read_coco, read_sbd, save_mask, to_rle, train_aug)
-from miniature import (COCO_IDS, coco_archives, coco_json, coco_shapes, run_lengths, sbd_mat, serve, voc_archives,
+from miniature import (COCO_IDS, coco_archives, coco_json, coco_shapes, run_lengths, sbd_mat, voc_archives,
                        voc_mask, write_sources)
 
 INDICES = {number: index for index, number in enumerate(COCO_IDS, 1)}
-
-
-@pytest.fixture
-def web(tmp_path):
-    (tmp_path / 'web').mkdir()
-    with serve(tmp_path / 'web') as state:
-        state.folder = tmp_path / 'web'
-        yield state
 
 
 @pytest.fixture

@@ -71,14 +71,6 @@ def messages(result):
     return [line for line in lines if line.strip() and not line.startswith('make') and '/s]' not in line]
 
 
-@pytest.fixture
-def web(tmp_path):
-    (tmp_path / 'web').mkdir()
-    with serve(tmp_path / 'web') as state:
-        state.folder = tmp_path / 'web'
-        yield state
-
-
 class Study:
     "A profile after `make data` and `make reproduce`."
     def __init__(self, name, folder):
