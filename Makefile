@@ -13,6 +13,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SECONDARY:
 .DEFAULT_GOAL := help
+DRY := $(findstring n,$(filter-out --% -j%,$(firstword -$(MAKEFLAGS))))
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(JOBS)
 endif
@@ -51,14 +52,22 @@ START   := $(or $(filter-out %.params,$(WEIGHTS)),$(MODELS)/pretrain/model.safet
 UPPER   := $(patsubst coco,COCO,$(PUBLIC:voc=VOC))
 OTHERS  := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_FILES)$(comma) None)
 
-# another DATA makes everything stale: its name is a file that is written only when it changes
-ifneq ($(filter reproduce $(OUT)/%,$(MAKECMDGOALS)),)
-$(shell mkdir -p $(OUT); [ "$$(cat $(OUT)/.data 2>/dev/null)" = '$(DATA)' ] || echo '$(DATA)' > $(OUT)/.data)
-endif
-
 SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
 IMAGES := $(OUT)/.data $(SCENES) $(WEIGHTS)
 BEFORE := $(READY) $(if $(PUBLIC),$(DATA)/ImageSets)
+
+# One batch a profile at a time: a lock that lives as long as make or one of its stages. And what dates do not tell:
+# products that were made from other files than today's, or damaged, or come from the future.
+GUARD   := $(or $(wildcard $(BIN)/python),$(PYTHON)) -I -S bnrcam/batch.py
+LOCK    := reports/.$(PROFILE).lock
+ifneq ($(filter reproduce readme verify clean $(OUT)/%,$(MAKECMDGOALS)),)
+ifeq ($(DRY),)
+HELD    := $(shell $(GUARD) hold $(LOCK) $$PPID 2>&1)
+$(if $(filter held,$(HELD)),,$(error $(HELD)))
+$(shell $(GUARD) redate $(YAML) $(IMAGES) $(wildcard nbs/stages/*.ipynb nbs/results/*.ipynb bnrcam/*.py))
+endif
+$(shell $(GUARD) stale $(OUT)): again
+endif
 
 # errors in one line, without the traceback
 SHORT   := import sys; sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr);
@@ -66,14 +75,14 @@ BENCH   := reports/bench/pseudo_labels.ipynb
 
 # the code that a stage runs, so that only what changed is stale
 code         = $(1:%=bnrcam/%.py)
-TRAIN_CODE  := $(call code,data conformer cam losses launch train)
+TRAIN_CODE  := $(call code,data transforms conformer models cam losses launch train)
 SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
-TRUNK_CODE  := $(call code,data launch train resnet38)
+TRUNK_CODE  := $(call code,data transforms launch train resnet38)
 PSEUDO_CODE := $(call code,crf resnet38 affinity)
 LEARN_CODE  := $(call code,segment submit)
 REPORT_CODE := $(call code,paper submit figures report)
 
-.PHONY: help reproduce verify plan test lab data voc coco notebooks bench readme clean $(BENCH)
+.PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme clean again $(BENCH)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -92,6 +101,11 @@ test: $(READY)  ## every test: notebooks, parity with the reference, bad input, 
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
+
+docs: $(READY)  ## pages of all modules and functions, from their docstrings: reports/api/index.html
+	@rm -rf reports/api
+	@$(BIN)/pdoc bnrcam '!bnrcam._modidx' --no-show-source --template-directory nbs/api --output-directory reports/api
+	@echo 'Done. Open reports/api/index.html'
 
 data: $(READY) $(SCENES) $(PUBLIC) $(WEIGHTS)  ## make the embedded dataset; PROFILE=voc or coco: fetch that into DATA, and weights
 
@@ -127,6 +141,11 @@ $(READY): settings.ini setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev]'
 	@touch $@
 
+# another DATA makes everything stale: its name is a file that is written only when it changes
+$(OUT)/.data: $(if $(filter $(DATA),$(shell cat $(OUT)/.data 2>/dev/null)),,again)
+	@mkdir -p $(@D)
+	@echo '$(DATA)' > $@
+
 $(DATA)/ImageSets:
 	@echo '$(DATA): no data there yet; make data PROFILE=$(PROFILE) fetches it'; exit 1
 
@@ -146,12 +165,13 @@ data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 define papermill
 	@mkdir -p $(@D)
 	@echo '[$(patsubst reports/%.ipynb,%,$@)]'
-	@$(if $(findstring /stages/,$<),$(LAUNCH)) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
+	@$(GUARD) begin $@ $(filter-out again,$^)
+	@exec 9>> $(LOCK); $(GUARD) share 9; $(if $(findstring /stages/,$<),$(LAUNCH)) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
 	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
 	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \
 	  || { echo "[$(patsubst reports/%.ipynb,%,$@)] $$(grep -v '^ *$$' $(@:.ipynb=.log) | tail -n 1)"; \
 	       echo '  failed: read $(@:.ipynb=.failed.ipynb)'; exit 1; }
-	@mv $(@:.ipynb=.failed.ipynb) $@
+	@$(GUARD) end $@
 endef
 part = $(word $(1),$(subst -, ,$*))
 
@@ -200,10 +220,12 @@ $(NETWORK:%=$(OUT)/%.ipynb): $(SEGMENT:%=$(OUT)/%.ipynb) $(wildcard data/test_sc
 $(OUT)/collapse.ipynb: $(EXTRA:%=$(OUT)/%/seeds.ipynb)
 
 $(OUT)/index.ipynb: nbs/results/index.ipynb $(REPORT_CODE) $(RESULTS:%=$(OUT)/%.ipynb)
+	@$(GUARD) check $(RESULTS:%=$(OUT)/%.ipynb)
 	$(call papermill)
 	$(eval BUILT := yes)
 
 # no part of a study: it takes no profile, and runs whenever it is asked for
 $(BENCH): YAML :=
+$(BENCH): LOCK := reports/.bench.lock
 $(BENCH): reports/%.ipynb: nbs/%.ipynb $(if $(filter data/mini,$(DATA)),data/mini/scenes.json) | $(READY)
 	$(call papermill)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CELL', 'RADIUS', 'HEADS', 'pair_radius', 'pair_offsets', 'pair_views', 'pair_affinities', 'AffinityNet',
            'transition_matrix', 'normalise_rows', 'random_walk', 'combine_labels', 'read_seed', 'seed_labels',
-           'crf_seed', 'affinity_labels', 'affinity_losses', 'affinity_transform', 'AffinityData', 'poly',
-           'parameter_groups', 'train_affinity', 'Walked', 'pad_to_cells', 'walk_by_affinity', 'attention_walk',
-           'walk_by_attention', 'infer_walks', 'read_walked', 'walked_labels', 'seen_image', 'pseudo_label']
+           'crf_seed', 'affinity_labels', 'affinity_losses', 'AffinityData', 'poly', 'parameter_groups',
+           'train_affinity', 'Walked', 'pad_to_cells', 'walk_by_affinity', 'attention_walk', 'walk_by_attention',
+           'infer_walks', 'read_walked', 'walked_labels', 'seen_image', 'pseudo_label']
 
-# %% ../nbs/10_affinity.ipynb #ad9de08a
+# %% ../nbs/10_affinity.ipynb #8054926c
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,15 +23,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from .cam import refine
 from .crf import crf_labels
-from .data import IGNORE, MEAN, STD, DataError, VOCFolder, read_image, read_labels, read_mask, to_input
+from .data import (IGNORE, MEAN, STD, DataError, VOCFolder, as_image, as_mask, read_image, read_labels, read_mask,
+                         to_input)
 from .launch import global_mean, processes, share
 from .resnet38 import ResNet38
-from .seeds import CAMs, Views, read_cams, seed_scores
+from .seeds import CAMs, read_cams, seed_scores
 from .train import code_digest, fit, load_tensors, model_digest, progress_bar, save_tensors
 
 CELL, RADIUS = 8, 5  # pixels a cell; cells
@@ -69,7 +68,7 @@ def pair_affinities(features: Tensor) -> Tensor:
     start, ends = pair_views(features.float())
     return torch.stack([torch.exp(-(end - start).abs().mean(1)).flatten(1) for end in ends], 1)
 
-# %% ../nbs/10_affinity.ipynb #d2d23e5b
+# %% ../nbs/10_affinity.ipynb #291a1971
 HEADS = ('f8_3', 'f8_4', 'f8_5', 'f9')
 
 
@@ -90,6 +89,7 @@ class AffinityNet(ResNet38):
             module.requires_grad_(False)
 
     def norms(self) -> list[nn.Module]:
+        "Its batch norms."
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def train(self, mode: bool = True):
@@ -195,21 +195,15 @@ def affinity_losses(pairs: Tensor, labels: Tensor) -> dict[str, Tensor]:
     parts = {'loss_bg': mean(like, bg), 'loss_fg': mean(like, fg), 'loss_neg': mean(unlike, neg)}
     return {'loss': parts['loss_bg'] / 4 + parts['loss_fg'] / 4 + parts['loss_neg'] / 2, **parts}
 
-# %% ../nbs/10_affinity.ipynb #9c92b155
-def affinity_transform(crop: int = 448, padding_label: int = 0) -> v2.Transform:
-    """The reference's augmentation: jitter, a random crop, mirrored or not. Smaller images are padded, after
-    normalisation, with 0; their labels with `padding_label`: 0, sure background, as TransCAM; 255, unsure, as PSA."""
-    fill = {tv_tensors.Image: 0, tv_tensors.Mask: padding_label, 'others': 0}
-    return v2.Compose([v2.ColorJitter(0.3, 0.3, 0.3, 0.1), to_input(),
-                       v2.RandomCrop(crop, pad_if_needed=True, fill=fill), v2.RandomHorizontalFlip()])
-
-
+# %% ../nbs/10_affinity.ipynb #3662f1d2
 class AffinityData(Dataset):
     """Crops of `dataset` with labels from two CRF maps, low/NAME.png and high/NAME.png, after `affinity_transform`.
     Items: `image` (3, crop, crop) float32 and `labels` (crop/8, crop/8) uint8, `combine_labels` at every 8th pixel.
 
     DataError for a map that is missing, of another size, or with a label that is no class."""
     def __init__(self, dataset: VOCFolder, low: str | Path, high: str | Path, crop: int = 448, padding_label: int = 0):
+        from bnrcam.transforms import affinity_transform
+
         self.dataset, self.low, self.high = dataset, Path(low), Path(high)
         self.crop, self.padding_label, self.transform = crop, padding_label, affinity_transform(crop, padding_label)
         for path in (folder / f'{name}.png' for name in dataset.names for folder in (self.low, self.high)):
@@ -221,9 +215,9 @@ class AffinityData(Dataset):
     def __getitem__(self, index: int) -> dict:
         name, classes = self.dataset.names[index], 1 + len(self.dataset.classes)
         image = read_image(self.dataset.image_path(name))
-        maps = {key: tv_tensors.Mask(torch.from_numpy(read_mask(folder / f'{name}.png', classes, image.size)))
+        maps = {key: as_mask(read_mask(folder / f'{name}.png', classes, image.size))
                 for key, folder in (('low', self.low), ('high', self.high))}
-        item = self.transform({'image': tv_tensors.Image(v2.functional.pil_to_tensor(image)), **maps})
+        item = self.transform({'image': as_image(image), **maps})
         return {'image': item['image'], 'labels': combine_labels(item['low'], item['high'])[::CELL, ::CELL]}
 
     def fingerprint(self) -> str:
@@ -261,7 +255,7 @@ def train_affinity(model: AffinityNet, dataset: AffinityData, folder: str | Path
     return fit(model, dataset, loss, optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed, run=run,
                schedule=poly, precision=precision, workers=workers)
 
-# %% ../nbs/10_affinity.ipynb #068fabd3
+# %% ../nbs/10_affinity.ipynb #75a01cf0
 class Walked(NamedTuple):
     """Scores of an image after a walk. classes: (K,), 0 the first foreground class. size: (H, W) of the image.
     covers: (H, W) that the map spans, from the upper left corner. scores: (1 + K, h, w), the first of a constant 1."""
@@ -279,7 +273,7 @@ def pad_to_cells(image: Tensor) -> Tensor:
 def walk_by_affinity(model: AffinityNet, image: Image.Image, cams: CAMs, beta: float = 14, steps: int = 128) -> Walked:
     "The seed `cams` of `image` after the walk by the affinities of `model`, averaged to cells before it."
     device = next(model.parameters()).device
-    inputs = pad_to_cells(to_input()(tv_tensors.Image(v2.functional.pil_to_tensor(image))))
+    inputs = pad_to_cells(to_input(image))
     features = model(inputs[None].to(device))
     seed = torch.from_numpy(np.concatenate([np.ones((1, *cams.size), np.float32), seed_scores(cams)]))
     cells = F.avg_pool2d(pad_to_cells(seed)[None], CELL).to(device)
@@ -298,13 +292,12 @@ def attention_walk(scores: Tensor, queries: Sequence[Tensor], keys: Sequence[Ten
         scores = refine(scores, queries, keys, prefix_tokens) / sums
     return scores
 
-# %% ../nbs/10_affinity.ipynb #87aed1e3
+# %% ../nbs/10_affinity.ipynb #6074b0fb
 def walk_by_attention(model: nn.Module, image: Image.Image, cams: CAMs, scale: int = 512, beta: float = 1.,
                       steps: int = 1) -> Walked:
     "The seed `cams` of `image` after a walk by the attention of the Conformer `model`, which sees a square of `scale`."
     device = next(model.parameters()).device
-    item = {'name': '', 'labels': cams.classes, 'image': tv_tensors.Image(v2.functional.pil_to_tensor(image))}
-    output = model(Views([scale])(item)[f'view_{scale}'][None].to(device))
+    output = model(to_input(image.resize((scale, scale), Image.Resampling.BICUBIC))[None].to(device))
     seed = torch.from_numpy(seed_scores(cams))[None].to(device)
     tokens = F.pad(F.interpolate(seed, output.cam.shape[-2:], mode='area'), (0, 0, 0, 0, 1, 0), value=1.)
     scores = attention_walk(tokens, output.queries, output.keys, steps, beta)
@@ -335,14 +328,17 @@ def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolde
     state.wait_for_everyone()
     return folder
 
-# %% ../nbs/10_affinity.ipynb #c8e51368
+# %% ../nbs/10_affinity.ipynb #34ea34f0
 def read_walked(path: Path) -> Walked:
     "What `infer_walks` stored; DataError if there is nothing."
     tensors, metadata = load_tensors(path)
     if not tensors:
         raise DataError(f'{path}: no walked seeds of this image; run the walk first')
-    size, covers = (tuple(metadata['walk'][key]) for key in ('size', 'covers'))
-    return Walked(tensors['classes'], size, covers, tensors['scores'])
+    try:
+        size, covers = (tuple(metadata['walk'][key]) for key in ('size', 'covers'))
+        return Walked(tensors['classes'], size, covers, tensors['scores'])
+    except (KeyError, TypeError):
+        raise DataError(f'{path}: holds no walked seeds; remove it and run the walk again') from None
 
 
 def walked_labels(walked: Walked, background: float = 0.42) -> np.ndarray:

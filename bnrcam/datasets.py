@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TRAIN_AUG', 'LAYOUT', 'VOC_WANTED', 'COCO_CLASSES', 'GAP', 'COCO_IMAGES', 'COCO_WANTED', 'train_aug', 'check_count',
            'read_sbd', 'save_mask', 'end_with_parent', 'for_each', 'link', 'make_layout', 'write_split', 'read_names',
-           'convert_sbd', 'prepare_voc', 'category_indices', 'to_rle', 'coco_mask', 'skip_gap', 'json_items',
-           'CocoImage', 'read_coco', 'read_annotations', 'annotation_xml', 'convert_coco', 'prepare_coco']
+           'convert_sbd', 'prepare_voc', 'category_indices', 'read_runs', 'to_rle', 'coco_mask', 'skip_gap',
+           'json_items', 'CocoImage', 'read_coco', 'read_annotations', 'annotation_xml', 'convert_coco', 'prepare_coco']
 
-# %% ../nbs/02_datasets.ipynb #b8d66043
+# %% ../nbs/02_datasets.ipynb #0371ded0
 import json, os, re, threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco_rle
 from scipy.io import loadmat
 
-from .data import IGNORE, VOC_CLASSES, DataError
+from .data import IGNORE, VOC_CLASSES, DataError, is_plain, open_picture
 from .download import COCO_FILES, VOC_FILES, Download, disk_errors, obtain, progress
 from .scenes import voc_palette
 
@@ -67,7 +67,7 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
         image.save(unfinished, format='PNG', optimize=True)
         os.replace(unfinished, path)
 
-# %% ../nbs/02_datasets.ipynb #80b4266f
+# %% ../nbs/02_datasets.ipynb #65284949
 def end_with_parent() -> None:
     "Set up a worker process: it ends once the process that started it is gone."
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
@@ -111,6 +111,7 @@ LAYOUT = ('JPEGImages', 'Annotations', 'SegmentationClass', 'ImageSets/Segmentat
 
 
 def make_layout(root: Path) -> None:
+    "The empty folders of VOC layout below `root`."
     for name in LAYOUT:
         with disk_errors(root / name):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -126,12 +127,13 @@ def write_split(root: Path, split: str, names: Sequence[str]) -> None:
 
 
 def read_names(path: Path) -> list[str]:
+    "The words of a text file; DataError if it is missing."
     try:
         return path.read_text(encoding='utf-8').split()
     except OSError:
         raise DataError(f'{path}: missing in what was unpacked; delete the folder raw and run again') from None
 
-# %% ../nbs/02_datasets.ipynb #4c157725
+# %% ../nbs/02_datasets.ipynb #f88e381e
 VOC_WANTED = {'voc': [f'VOCdevkit/VOC2012/{name}/*' for name in LAYOUT],
               'sbd': ['*/dataset/cls/*.mat', '*/dataset/train.txt', '*/dataset/val.txt']}
 
@@ -139,7 +141,7 @@ VOC_WANTED = {'voc': [f'VOCdevkit/VOC2012/{name}/*' for name in LAYOUT],
 def convert_sbd(source: Path, root: Path, name: str) -> None:
     "SegmentationClass/NAME.png from cls/NAME.mat; DataError unless it has the size of its image."
     mask = read_sbd(source / f'{name}.mat')
-    with Image.open(root / 'JPEGImages' / f'{name}.jpg') as image:
+    with open_picture(root / 'JPEGImages' / f'{name}.jpg') as image:
         if image.size != mask.shape[::-1]:
             raise DataError(f'{source}/{name}.mat: the mask is {mask.shape[1]}x{mask.shape[0]}, '
                             f'its image {image.width}x{image.height}')
@@ -193,35 +195,53 @@ def category_indices(categories: Sequence[dict], classes: Sequence[str] = COCO_C
                         + (f": '{odd[0]}' where '{odd[1]}' is known" if odd[0] else ''))
     return {category['id']: index for index, category in enumerate(ordered, 1)}
 
-# %% ../nbs/02_datasets.ipynb #75f762f8
+# %% ../nbs/02_datasets.ipynb #df28f944
+def read_runs(text: str) -> list[int]:
+    """Run lengths from COCO's compressed string: 5 bits a character, the lowest first, the last with the sign; from the
+    fourth run on, the difference to the run two before."""
+    runs = []
+    for group in re.findall('[P-o]{0,6}[0-O]', text):
+        bits = [ord(character) - ord('0') for character in group]
+        value = sum((part & 31) << 5 * place for place, part in enumerate(bits)) - ((bits[-1] & 16) << 5 * len(bits) - 4)
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+    return runs
+
+
 def to_rle(annotation: dict, height: int, width: int) -> dict:
     "Run lengths of an annotation, as pycocotools has them; DataError for a shape that does not fit the image."
-    shape, which = annotation['segmentation'], f"annotation {annotation.get('id')}"
+    shape, which = annotation['segmentation'], f"annotation {annotation.get('id')!r}"
     if isinstance(shape, list):
-        # pycocotools takes 4 numbers for a box, and leaves a number that is none to chance
-        if not shape or any(len(part) < 6 or len(part) % 2 or not np.isfinite(part).all() for part in shape):
-            raise DataError(f'{which}: a polygon needs 3 or more points (x, y)')
+        # pycocotools takes 4 numbers for a box, leaves a number that is none to chance, and walks each line to its end
+        far = 10 * (height + width)
+        if not shape or any(len(part) < 6 or len(part) % 2 or not (np.abs(part) < far).all() for part in shape):
+            raise DataError(f'{which}: a polygon needs 3 or more points (x, y), in or near the image')
         return coco_rle.merge(coco_rle.frPyObjects(shape, height, width))
     if list(shape['size']) != [height, width]:
-        raise DataError(f"{which}: run lengths for {shape['size']}, but the image is {[height, width]}")
-    if isinstance(shape['counts'], list):
-        if sum(shape['counts']) != height * width or min(shape['counts']) < 0:
-            raise DataError(f"{which}: run lengths of {sum(shape['counts'])} pixels for {height * width}")
-        return coco_rle.frPyObjects(shape, height, width)
-    return shape
+        raise DataError(f"{which}: run lengths for {shape['size']!r}, but the image is {[height, width]}")
+    # pycocotools leaves pixels that no run covers to chance
+    runs = read_runs(shape['counts']) if isinstance(shape['counts'], str) else shape['counts']
+    if any(type(run) is not int or run < 0 for run in runs) or sum(runs) != height * width:
+        raise DataError(f'{which}: run lengths must be whole numbers of pixels, {height * width} in all')
+    return coco_rle.frPyObjects({'size': [height, width], 'counts': runs}, height, width)
 
-# %% ../nbs/02_datasets.ipynb #e0de50ce
+# %% ../nbs/02_datasets.ipynb #74e947db
 def coco_mask(annotations: Sequence[dict], height: int, width: int, indices: dict[int, int]) -> np.ndarray:
-    "Mask (H, W) uint8: class of the smallest object at the pixel, 255 where only a crowd is, else 0 (background)."
-    shapes = [(to_rle(item, height, width), IGNORE if item['iscrowd'] else indices[item['category_id']])
-              for item in annotations]
-    shapes.sort(key=lambda shape: (shape[1] == IGNORE, coco_rle.area(shape[0])), reverse=True)  # crowds first
+    """Mask (H, W) uint8: class of the smallest object at the pixel, 255 where only a crowd is, else 0 (background).
+
+    DataError for an annotation that is not as COCO's are."""
+    try:
+        shapes = [(to_rle(item, height, width), indices[item['category_id']], bool(item['iscrowd'])) for item in annotations]
+    except DataError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"an annotation is not as COCO's are ({type(error).__name__}: {error})") from None
+    shapes.sort(key=lambda shape: (shape[2], coco_rle.area(shape[0])), reverse=True)  # crowds first
     mask = np.zeros((height, width), np.uint8)
-    for rle, value in shapes:
-        mask[coco_rle.decode(rle) != 0] = value
+    for rle, value, crowd in shapes:
+        mask[coco_rle.decode(rle) != 0] = IGNORE if crowd else value
     return mask
 
-# %% ../nbs/02_datasets.ipynb #5f19c9cd
+# %% ../nbs/02_datasets.ipynb #463dd24a
 GAP = re.compile(r'[\s,:]*')
 
 
@@ -267,6 +287,8 @@ def read_coco(path: str | Path, classes: Sequence[str] = COCO_CLASSES) -> tuple[
         for key, start, end, item in json_items(text):
             if key == 'images':
                 sizes[item['id']] = Path(item['file_name']).stem, item['height'], item['width']
+                if not is_plain(sizes[item['id']][0]):
+                    raise DataError(f"{item['file_name']!r} is no name of an image")
             elif key == 'annotations':
                 spans[item['image_id']].append((start, end))
             elif key == 'categories':
@@ -275,7 +297,7 @@ def read_coco(path: str | Path, classes: Sequence[str] = COCO_CLASSES) -> tuple[
         return indices, [CocoImage(*sizes[number], spans[number]) for number in sorted(spans)]
     except DataError as error:
         raise DataError(f'{path}: {error}') from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f'{path}: no COCO annotations ({type(error).__name__}: {error}); '
                         'delete the folder raw/annotations and run again') from None
 
@@ -288,7 +310,7 @@ def read_annotations(path: str | Path, image: CocoImage) -> list[dict]:
             return json.loads(file.read(end - start))
         return [read(*span) for span in image.spans]
 
-# %% ../nbs/02_datasets.ipynb #c98bbbb9
+# %% ../nbs/02_datasets.ipynb #3aaca939
 COCO_IMAGES = {'train': 82_081, 'val': 40_137}
 COCO_WANTED = {'annotations': ['annotations/instances_train2014.json', 'annotations/instances_val2014.json'],
                'train': ['train2014/*.jpg'], 'val': ['val2014/*.jpg']}
@@ -304,19 +326,19 @@ def annotation_xml(image: CocoImage, names: Sequence[str]) -> str:
 def convert_coco(annotations: Path, photographs: Path, root: Path, indices: dict[int, int], image: CocoImage) -> None:
     "Link, labels and mask of one image; the mask last, as the sign that all is there."
     link(photographs / f'{image.name}.jpg', root / 'JPEGImages' / f'{image.name}.jpg')
-    with Image.open(photographs / f'{image.name}.jpg') as photograph:  # reads the header only
+    with open_picture(photographs / f'{image.name}.jpg') as photograph:
         if photograph.size != (image.width, image.height):
             raise DataError(f'{photographs}/{image.name}.jpg: {photograph.width}x{photograph.height}, but '
                             f'{annotations.name} says {image.width}x{image.height}')
     items = read_annotations(annotations, image)
+    try:
+        mask = coco_mask(items, image.height, image.width, indices)
+    except DataError as error:
+        raise DataError(f'{annotations}: {image.name}: {error}') from None
     present = sorted({indices[item['category_id']] for item in items})
     xml = root / 'Annotations' / f'{image.name}.xml'
     with disk_errors(xml):
         xml.write_text(annotation_xml(image, [COCO_CLASSES[index - 1] for index in present]), encoding='utf-8')
-    try:
-        mask = coco_mask(items, image.height, image.width, indices)
-    except (DataError, KeyError, TypeError) as error:
-        raise DataError(f'{annotations}: {image.name}: {error}') from None
     save_mask(root / 'SegmentationClass' / f'{image.name}.png', mask)
 
 

@@ -9,8 +9,8 @@ __all__ = ['VOC_2012', 'VOC_FILES', 'COCO_HOST', 'COCO_FILES', 'CONFORMER_S', 'B
            'answers_complete', 'fetch_part', 'fetch', 'Member', 'zip_kind', 'tar_bytes', 'archive_members',
            'check_member', 'write_members', 'unpack', 'needed_space', 'obtain']
 
-# %% ../nbs/02_download.ipynb #33441e66
-import gzip, hashlib, http.client, json, os, shutil, stat, sys, tarfile, time, zipfile, zlib
+# %% ../nbs/02_download.ipynb #665d9294
+import gzip, hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, time, zipfile, zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .data import DataError
 
-# %% ../nbs/02_download.ipynb #708454bb
+# %% ../nbs/02_download.ipynb #2627283e
 def is_private(url: str) -> bool:
     "Whether nobody on the way can read or change the bytes: HTTPS, or this computer itself."
     parts = urlsplit(url)
@@ -38,7 +38,8 @@ def is_private(url: str) -> bool:
 class Download:
     """A file on the web. size: bytes. digest: 'md5:HEX' or 'sha256:HEX', where HEX may be only the first digits.
 
-    unpacked: bytes that the wanted part of the archive takes on disk, at most. DataError for a plain HTTP address."""
+    unpacked: bytes that the wanted part of the archive takes on disk, at most. DataError for a plain HTTP address, one
+    that ends in no file name, or another kind of size or digest."""
     url: str
     size: int | None = None
     digest: str = ''
@@ -46,7 +47,13 @@ class Download:
 
     def __post_init__(self):
         if not is_private(self.url):
-            raise DataError(f'{self.url}: only https addresses are fetched')
+            raise DataError(f'{self.url!r}: only https addresses are fetched')
+        if self.name in ('', '..') or not self.name.isprintable():
+            raise DataError(f'{self.url!r}: the address must end in the name of a file')
+        if not all(isinstance(size, int) and size >= 0 for size in (self.unpacked, 0 if self.size is None else self.size)):
+            raise DataError(f'{self.url}: sizes must be whole numbers of bytes')
+        if not re.fullmatch('((md5|sha256):[0-9a-f]+)?', self.digest):
+            raise DataError(f'{self.url}: digest {self.digest!r}; write md5:HEX or sha256:HEX')
 
     @property
     def name(self) -> str:
@@ -73,16 +80,18 @@ COCO_FILES = {
 CONFORMER_S = Download('https://download.openmmlab.com/mmclassification/v0/conformer/'
                        'conformer-small-p16_3rdparty_8xb128_in1k_20211206-3065dcf5.pth', digest='sha256:3065dcf5')
 
-# %% ../nbs/02_download.ipynb #3554fcb5
+# %% ../nbs/02_download.ipynb #ea08a595
 def read_sources(path: str | Path, files: dict[str, Download]) -> dict[str, Download]:
     """`files` with the entries replaced that the JSON file `path` gives, as {"voc": {"url": "https://...", "size": 1,
     "digest": "md5:..."}}. DataError for unknown keys or values."""
     try:
         given = json.loads(Path(path).read_text(encoding='utf-8'))
         if unknown := sorted(set(given) - set(files)):
-            raise DataError(f"{path}: unknown file '{unknown[0]}'; known are {', '.join(files)}")
+            raise DataError(f"{path}: unknown file {unknown[0]!r}; known are {', '.join(files)}")
         return files | {key: Download(**values) for key, values in given.items()}
-    except (OSError, TypeError, json.JSONDecodeError) as error:
+    except DataError:
+        raise
+    except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f'{path}: cannot be used ({error}); '
                         'write {"KEY": {"url": ..., "size": ..., "digest": ...}}') from None
 
@@ -152,8 +161,9 @@ def check_file(path: Path, download: Download) -> None:
         raise DataError(f'{path}: its {algorithm} is {found}, not {wanted}: damaged or another file; '
                         'delete it and run again')
 
-# %% ../nbs/02_download.ipynb #719505af
+# %% ../nbs/02_download.ipynb #bf65f606
 def file_size(path: Path) -> int:
+    "Bytes of a file, 0 if there is none."
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -191,8 +201,7 @@ def transfer(download: Download, part: Path) -> None:
         if not is_private(response.url):
             raise DataError(f'{download.url}: leads to {response.url}, which is not https')
         start = start_of(response, part)
-        length = response.headers.get('Content-Length')
-        total = download.size if length is None else start + int(length)
+        total = download.size if response.length is None else start + response.length
         if download.size not in (None, total):
             raise DataError(f'{download.url}: the server offers {total} bytes, not {download.size}: the file has '
                             f'changed; put the right one at {part.with_suffix("")}')
@@ -205,7 +214,7 @@ def transfer(download: Download, part: Path) -> None:
 
 
 def receive(response: BinaryIO, part: Path, start: int, total: int | None, name: str) -> None:
-    "Append the answer to `part` from byte `start` on, with a progress bar."
+    "Append the answer to `part` from byte `start` on, with a progress bar. DataError if it does not end at `total` bytes."
     with disk_errors(part):
         file = open(part, 'ab' if start else 'wb')
     with file, progress(initial=start, total=total, desc=name, unit='B', unit_scale=True) as bar:
@@ -214,6 +223,8 @@ def receive(response: BinaryIO, part: Path, start: int, total: int | None, name:
                 file.write(block)
                 file.flush()
             bar.update(len(block))
+            if total is not None and file.tell() > total:
+                raise DataError(f'{part}: the server sends more than the {total} bytes of {name}; delete it')
 
 # %% ../nbs/02_download.ipynb #691e6f9f
 def answers_complete(error: HTTPError, part: Path) -> bool:
@@ -267,7 +278,7 @@ def fetch(download: Download, folder: str | Path, tries: int = 5) -> Path:
     part.with_name(part.name + '.tag').unlink(missing_ok=True)
     return target
 
-# %% ../nbs/02_download.ipynb #f31c8f52
+# %% ../nbs/02_download.ipynb #95904cd5
 @dataclass(frozen=True)
 class Member:
     "An entry of an archive. kind: 'file', 'folder' or 'other' (links, devices). open: gives its bytes."
@@ -278,6 +289,7 @@ class Member:
 
 
 def zip_kind(info: zipfile.ZipInfo) -> str:
+    "'folder', 'file' or 'other': a link, a device."
     kind = stat.S_IFMT(info.external_attr >> 16)  # the Unix mode, 0 if the archive was made elsewhere
     return 'folder' if info.is_dir() else 'file' if kind in (0, stat.S_IFREG) else 'other'
 
@@ -312,7 +324,7 @@ def check_member(archive: Path, member: Member) -> None:
     if member.kind == 'other':
         raise DataError(f"{archive}: holds '{member.name}', a link or device; do not use this archive")
 
-# %% ../nbs/02_download.ipynb #df1f0d7a
+# %% ../nbs/02_download.ipynb #92f5539c
 DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError,
            RuntimeError, NotImplementedError)  # the last two: an encrypted zip, an unknown compression
 
@@ -326,7 +338,7 @@ def write_members(archive: Path, folder: Path, wanted: Sequence[str]) -> None:
             if member.kind == 'folder' or not any(fnmatch(member.name, pattern) for pattern in wanted):
                 continue
             check_member(archive, member)
-            total += member.size
+            total += member.size + 512  # the least that an empty file takes
             if total > most:
                 raise DataError(f'{archive}: unpacks to more than 100 times its size; do not use this archive')
             if total > free:

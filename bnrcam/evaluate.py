@@ -21,17 +21,17 @@ from .train import progress_bar
 
 THRESHOLDS = np.arange(60) / 100
 
-# %% ../nbs/08_evaluate.ipynb #0086f094
+# %% ../nbs/08_evaluate.ipynb #a96df43d
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     "(C, C) int64 pixel counts, row = truth, column = prediction, from two label maps of one shape; truth 255 is left out."
     if truth.shape != prediction.shape:
         raise ValueError(f'truth {truth.shape} and prediction {prediction.shape} differ in size')
     valid = truth != IGNORE
-    pairs = truth[valid].astype(np.int64) * num_classes + prediction[valid]
-    counts = np.bincount(pairs, minlength=num_classes**2)
-    if len(counts) > num_classes**2 or prediction[valid].max(initial=0) >= num_classes:
-        raise ValueError(f'a label is not below {num_classes}')
-    return counts.reshape(num_classes, num_classes)
+    truth, prediction = truth[valid].astype(np.int64), prediction[valid]
+    for labels in (truth, prediction):
+        if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise ValueError(f'labels run from {labels.min()} to {labels.max()}; they must lie in 0 to {num_classes - 1}')
+    return np.bincount(truth * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def union_pixels(confusion: np.ndarray) -> np.ndarray:
     "Pixels of each class in truth or prediction, (..., C)."
     return confusion.sum(-1) + confusion.sum(-2) - np.diagonal(confusion, axis1=-2, axis2=-1)
 
-# %% ../nbs/08_evaluate.ipynb #1e783fdd
+# %% ../nbs/08_evaluate.ipynb #c68299e7
 def score_histogram(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray, num_classes: int,
                     thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
     """Pixels (C, C, T + 1) int64 by truth, top class and number of thresholds below its score.
@@ -54,6 +54,8 @@ def score_histogram(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray, 
     among them. thresholds: (T,) ascending; compared in float32, as the reference does."""
     if scores.shape[1:] != truth.shape:
         raise ValueError(f'scores {scores.shape[1:]} and truth {truth.shape} differ in size')
+    if len(classes) and not 0 < min(classes) <= max(classes) < num_classes:
+        raise ValueError(f'classes {[*classes]} of the scores; they must lie in 1 to {num_classes - 1}')
     valid, levels = truth != IGNORE, len(thresholds) + 1
     if len(classes):
         top, winner = scores.max(0)[valid], np.asarray(classes)[scores.argmax(0)[valid]]

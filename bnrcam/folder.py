@@ -6,7 +6,7 @@
 __all__ = ['read_rows', 'check_columns', 'row_labels', 'Labelled', 'read_table', 'jpeg_bytes', 'label_xml', 'add_file',
            'add_image', 'folder_from_table']
 
-# %% ../nbs/02_folder.ipynb #6f9552f9
+# %% ../nbs/02_folder.ipynb #c8d15547
 import csv, io, os, re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image
 
-from .data import DataError, read_image, read_split
+from .data import DataError, is_plain, read_image, read_split
 from .datasets import link, make_layout, write_split
 from .download import disk_errors, progress
 
@@ -40,7 +40,7 @@ def read_rows(table: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]
             raise DataError(f'{table}, line {line}: {len(row)} fields, but the first line names {len(header)}')
     return header, rows
 
-# %% ../nbs/02_folder.ipynb #21413ddf
+# %% ../nbs/02_folder.ipynb #ba0de332
 def check_columns(table: str | Path, header: Sequence[str], classes: Sequence[str]) -> None:
     "DataError unless the columns are `file` and `labels`, or `file` and each of `classes` once, in any order."
     if list(header) == ['file', 'labels']:
@@ -48,7 +48,7 @@ def check_columns(table: str | Path, header: Sequence[str], classes: Sequence[st
     if header[0] != 'file' or sorted(header[1:]) != sorted(classes):
         odd = sorted(set(header[1:]) ^ set(classes)) or ['one is there twice']
         raise DataError(f"{table}: the columns must be 'file,labels' or 'file' and the classes {', '.join(classes)}; "
-                        f"they are {', '.join(header)} (look at: {odd[0]})")
+                        f"they are {', '.join(header)!r} (look at: {odd[0]!r})")
 
 
 def row_labels(where: str, header: Sequence[str], row: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -57,15 +57,15 @@ def row_labels(where: str, header: Sequence[str], row: Sequence[str], classes: S
         names = {name.strip() for name in row[1].split(';')} - {''}
     else:
         if odd := [value for value in row[1:] if value not in ('0', '1')]:
-            raise DataError(f"{where}: '{odd[0]}' is neither 0 nor 1")
+            raise DataError(f'{where}: {odd[0]!r} is neither 0 nor 1')
         names = {name for name, value in zip(header[1:], row[1:]) if value == '1'}
     if unknown := sorted(names - set(classes)):
-        raise DataError(f"{where}: unknown class '{unknown[0]}'; the classes are {', '.join(classes)}")
+        raise DataError(f"{where}: unknown class {unknown[0]!r}; the classes are {', '.join(classes)}")
     if not names:
         raise DataError(f'{where}: no label; an image without any class teaches nothing here, so leave it out')
     return [name for name in classes if name in names]
 
-# %% ../nbs/02_folder.ipynb #928c1293
+# %% ../nbs/02_folder.ipynb #f7431320
 class Labelled(NamedTuple):
     "A row of the table: where it stands, the image, and its class names."
     where: str
@@ -83,8 +83,8 @@ def read_table(table: str | Path, images: str | Path, classes: Sequence[str]) ->
     items, seen = [], {}
     for line, row in rows:
         where, file = f'{table}, line {line}', row[0]
-        if not re.fullmatch(r'\w[\w.-]*', file):
-            raise DataError(f"{where}: file name '{file}': all images must lie in one folder, and their names hold "
+        if not is_plain(file):
+            raise DataError(f'{where}: file name {file!r}: all images must lie in one folder, and their names hold '
                             'letters, digits, _, - and . only')
         if (name := Path(file).stem) in seen:
             raise DataError(f'{where}: {file}: an image {name} stands in line {seen[name]} already')
@@ -135,7 +135,7 @@ def add_image(root: Path, item: Labelled) -> None:
     add_file(root / f'JPEGImages/{name}.jpg', content, item.image if is_jpeg else None)
     add_file(root / f'Annotations/{name}.xml', xml.encode())
 
-# %% ../nbs/02_folder.ipynb #217cb764
+# %% ../nbs/02_folder.ipynb #d02d844c
 def folder_from_table(table: str | Path, images: str | Path, folder: str | Path, classes: Sequence[str],
                       split: str = 'train') -> Path:
     """Write the images of a table of labels to `folder`, in VOC layout, as split `split`; returns `folder`.
@@ -147,7 +147,7 @@ def folder_from_table(table: str | Path, images: str | Path, folder: str | Path,
     items, root = read_table(table, images, classes), Path(folder)
     names = [item.image.stem for item in items]
     if not re.fullmatch(r'\w+', split):
-        raise DataError(f"split '{split}': use letters, digits and _ only")
+        raise DataError(f'split {split!r}: use letters, digits and _ only')
     if (root / f'ImageSets/Segmentation/{split}.txt').exists() and read_split(root, split) != names:
         raise DataError(f"{root}: holds a split '{split}' of other images; delete the folder, or name another split")
     with progress(total=2 * len(items), desc=split, unit='image') as bar:

@@ -6,7 +6,7 @@
 __all__ = ['GLOBAL', 'processes', 'share', 'sum_over_processes', 'SumOverProcesses', 'global_mean', 'GlobalBatchNorm', 'own_rows',
            'GlobalDropPath', 'GlobalDropout2d', 'GlobalDropout', 'see_whole_batch', 'own_arguments', 'main']
 
-# %% ../nbs/06_launch.ipynb #a6ec5976
+# %% ../nbs/06_launch.ipynb #f37b54d3
 import os
 import sys
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from timm.layers import DropPath
 from torch import Tensor, nn
+
+from .conformer import DropPath
 
 # %% ../nbs/06_launch.ipynb #16022097
 def processes() -> PartialState:
@@ -43,17 +44,19 @@ def sum_over_processes(counts: np.ndarray) -> np.ndarray:
     dist.all_reduce(summed)
     return summed.cpu().numpy()
 
-# %% ../nbs/06_launch.ipynb #2678dd26
+# %% ../nbs/06_launch.ipynb #a5625a62
 class SumOverProcesses(torch.autograd.Function):
     "Sum of a tensor over the processes; its gradient is the sum of their gradients."
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:
+        "The sum, of the same shape."
         values = values.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(values)
         return values
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
+        "The sum of the gradients."
         return SumOverProcesses.apply(gradient)
 
 # %% ../nbs/06_launch.ipynb #4bf8c96d
@@ -112,9 +115,9 @@ class GlobalDropout(nn.Dropout):
     def forward(self, x):
         return x * own_rows(super().forward, x, x.dim()) if self.training and self.p else x
 
-# %% ../nbs/06_launch.ipynb #daae5737
-GLOBAL = {nn.BatchNorm2d: GlobalBatchNorm, DropPath: GlobalDropPath, nn.Dropout2d: GlobalDropout2d,
-          nn.Dropout: GlobalDropout}
+# %% ../nbs/06_launch.ipynb #3274febb
+# by name, as timm's networks have a DropPath of their own that means the same
+GLOBAL = {'BatchNorm2d': GlobalBatchNorm, 'DropPath': GlobalDropPath, 'Dropout2d': GlobalDropout2d, 'Dropout': GlobalDropout}
 
 
 def see_whole_batch(model: nn.Module) -> None:
@@ -125,9 +128,9 @@ def see_whole_batch(model: nn.Module) -> None:
         return
     for name, module in model.named_modules():
         if isinstance(module, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)) \
-                and type(module) not in (*GLOBAL, *GLOBAL.values()) and getattr(module, 'p', 1):
+                and type(module).__name__ not in GLOBAL and getattr(module, 'p', 1):
             raise ValueError(f'{name}: {type(module).__name__} has no form for several processes: train in one')
-        module.__class__ = GLOBAL.get(type(module), type(module))
+        module.__class__ = GLOBAL.get(type(module).__name__, type(module))
 
 # %% ../nbs/06_launch.ipynb #e60f5613
 def own_arguments(arguments: Sequence[str], rank: int) -> list[str]:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'Variant', 'classification_loss', 'bnr_loss', 'noise_logits']
 
-# %% ../nbs/05_losses.ipynb #9f859343
+# %% ../nbs/05_losses.ipynb #2c9df4d3
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cam import add_noise, refine
+from .cam import pooled_noise
 from .conformer import ConformerOutput
 
 # %% ../nbs/05_losses.ipynb #a3334cc3
@@ -29,7 +29,7 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     "Eq. 8: scalar, from logits (B, S) with the background at 0 and labels (B, S - 1) in {0, 1}."
     return F.multilabel_soft_margin_loss(logits[:, 1:], labels)
 
-# %% ../nbs/05_losses.ipynb #b0417078
+# %% ../nbs/05_losses.ipynb #0eaef4bf
 def bnr_loss(output: ConformerOutput, labels: Tensor, variant: Variant = VARIANTS['noise1']) -> dict[str, Tensor]:
     """Eq. 9 as scalars: `loss` (to minimise), its part `loss_cls` and, unless the variant is the baseline, `loss_noise`.
 
@@ -43,5 +43,4 @@ def bnr_loss(output: ConformerOutput, labels: Tensor, variant: Variant = VARIANT
 
 def noise_logits(output: ConformerOutput, variant: Variant) -> Tensor:
     "z, (B, S): the mean over space of the refined CAM with the variant's noise (Eq. 5-7)."
-    refined = refine(output.cam, output.queries, output.keys)
-    return variant.scale * add_noise(refined, output.queries, output.keys, variant.order).mean((-2, -1))
+    return variant.scale * pooled_noise(output.cam, output.queries, output.keys, variant.order)

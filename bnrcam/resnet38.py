@@ -101,7 +101,7 @@ class ResNet38(nn.Module):
                 x, normed[name] = block(x)
         return Features(normed['b5'], normed['b6'], F.relu(self.bn7(x)))
 
-# %% ../nbs/10_resnet38.ipynb #30e40076
+# %% ../nbs/10_resnet38.ipynb #d9f0e6ba
 LIST_MAGIC, V1_MAGIC, V2_MAGIC = 0x112, 0xF993FAC8, 0xF993FAC9
 DTYPES = {0: '<f4', 1: '<f8', 2: '<f2', 3: 'u1', 4: '<i4', 5: 'i1', 6: '<i8'}
 
@@ -112,6 +112,7 @@ class Stream:
         self.path, self.data, self.at = path, path.read_bytes(), 0
 
     def take(self, size: int) -> bytes:
+        "The next `size` bytes."
         self.at += size
         if self.at > len(self.data):
             missing = self.at - len(self.data)
@@ -122,7 +123,7 @@ class Stream:
         "`count` little-endian integers; code I, Q: 4, 8 bytes, i, q: with sign."
         return struct.unpack(f'<{count}{code}', self.take(count * struct.calcsize(f'<{code}')))
 
-# %% ../nbs/10_resnet38.ipynb #a7a252a3
+# %% ../nbs/10_resnet38.ipynb #3a28eaf5
 def read_array(stream: Stream) -> Tensor:
     "The next array of an MXNet file, in any of the three forms; WeightsError for a sparse or unknown one."
     magic, = stream.ints('I')
@@ -134,7 +135,8 @@ def read_array(stream: Stream) -> Tensor:
         raise WeightsError(f'{stream.path}: no array where one should begin: the file is damaged')
     shape = stream.ints(code, dimensions)
     _device, _number, kind = stream.ints('i', 3)
-    if kind not in DTYPES or min(shape) < 0:
+    # the product without zeros, as numpy bounds it
+    if kind not in DTYPES or min(shape) < 0 or np.prod([side or 1 for side in shape], dtype=object) > 2**40:
         raise WeightsError(f'{stream.path}: an array of type {kind} and shape {shape}: the file is damaged')
     dtype, size = np.dtype(DTYPES[kind]), int(np.prod(shape, dtype=object))
     return torch.from_numpy(np.frombuffer(stream.take(size * dtype.itemsize), dtype).reshape(shape).copy())

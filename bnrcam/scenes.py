@@ -111,21 +111,34 @@ def paint_background(sector: np.ndarray, rng: np.random.Generator) -> np.ndarray
         hsv[:, where] = np.stack([np.full_like(n, hue), s * (.45 + .55 * pattern), v - .22 * pattern])[:, where]
     return hsv
 
-# %% ../nbs/01_scenes.ipynb #f7162526
+# %% ../nbs/01_scenes.ipynb #43581323
 def star(u, v, lobes, mean, depth):
     """Positive inside a closed curve whose radius swings about `mean` by `depth`, `lobes` times a turn."""
     return mean + depth * np.cos(lobes * np.arctan2(v, u)) - np.hypot(u, v)
 
 def apple(u, v):
+    "Positive inside the apple, and inside its core, at (u, v) in radii; the other shapes likewise."
     dent = .3 * np.exp(-6.6 * np.arctan2(v, u) ** 2)
     return .95 - dent - np.hypot(u, v), .55 - np.hypot(u + .25, v)
 
-def banana(u, v): return np.minimum(1 - np.hypot(u, v), np.hypot(u - .9, v) - .85), .45 - np.abs(v)
-def leaf(u, v): return 1.08 - np.hypot(u, np.abs(v) + .42), .45 - np.abs(u + .45)
-def flower(u, v): return star(u, v, 6, .84, .15), .55 - np.hypot(u, v)
-def starfish(u, v): return star(u, v, 5, .77, .22), .52 - np.hypot(u, v)
+def banana(u, v):
+    "Positive inside the banana, and inside its core."
+    return np.minimum(1 - np.hypot(u, v), np.hypot(u - .9, v) - .85), .45 - np.abs(v)
+
+def leaf(u, v):
+    "Positive inside the leaf, and inside its core."
+    return 1.08 - np.hypot(u, np.abs(v) + .42), .45 - np.abs(u + .45)
+
+def flower(u, v):
+    "Positive inside the flower, and inside its core."
+    return star(u, v, 6, .84, .15), .55 - np.hypot(u, v)
+
+def starfish(u, v):
+    "Positive inside the starfish, and inside its core."
+    return star(u, v, 5, .77, .22), .52 - np.hypot(u, v)
 
 def fish(u, v):
+    "Positive inside the fish, and inside its core."
     body = 1 - np.hypot((u - .25) / .75, v / .62)
     tail = np.minimum(np.minimum(-.3 - u, u + .85), .12 + .75 * (-.3 - u) - np.abs(v))
     return np.maximum(body, tail), u - .25

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'Views', 'mirrored_cam', 'CAMs', 'write_cams', 'read_cams', 'seed_scores', 'infer_seeds']
 
-# %% ../nbs/07_seeds.ipynb #a4ee03e4
+# %% ../nbs/07_seeds.ipynb #bdae6fb6
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
 from .cam import refine
 from .data import DataError, VOCFolder, to_input
@@ -24,16 +24,15 @@ from .train import code_digest, load_tensors, model_digest, progress_bar, save_t
 
 SCALES = (256, 512, 768)
 
-# %% ../nbs/07_seeds.ipynb #a35047b0
+# %% ../nbs/07_seeds.ipynb #e864413a
 class Views:
     "Transform for `VOCFolder`: adds `size` (H, W) and, for each scale s, `view_s`, the image as (3, s, s) float32 input."
     def __init__(self, scales: Sequence[int] = SCALES):
-        self.scales, self.to_input = tuple(scales), to_input()
+        self.scales = tuple(scales)
 
     def __call__(self, item: dict) -> dict:
-        picture = v2.functional.to_pil_image(item['image'])
-        views = {f'view_{s}': self.to_input(v2.functional.to_image(v2.functional.resize(
-            picture, [s, s], v2.InterpolationMode.BICUBIC))) for s in self.scales}
+        picture = Image.fromarray(item['image'].permute(1, 2, 0).numpy())
+        views = {f'view_{s}': to_input(picture.resize((s, s), Image.Resampling.BICUBIC)) for s in self.scales}
         return {'name': item['name'], 'labels': item['labels'], 'size': torch.tensor(item['image'].shape[-2:]), **views}
 
 
@@ -43,7 +42,7 @@ def mirrored_cam(model: nn.Module, views: Tensor) -> Tensor:
     plain, mirror = refine(output.cam, output.queries, output.keys)[:, 1:].chunk(2)
     return plain + mirror.flip(-1)
 
-# %% ../nbs/07_seeds.ipynb #b2f33976
+# %% ../nbs/07_seeds.ipynb #35bfb287
 class CAMs(NamedTuple):
     "Refined CAMs of an image: class indices (K,), 0 the first foreground class; image size (H, W); per scale (K, h, w)."
     classes: Tensor
@@ -62,12 +61,21 @@ def write_cams(path: Path, cams: CAMs, made_by: str) -> None:
 
 
 def read_cams(path: Path) -> CAMs:
-    "What `write_cams` stored; DataError if there is none."
+    "What `write_cams` stored; DataError if there is none, or something else."
     tensors, metadata = load_tensors(path)
     if not tensors:
         raise DataError(f'{path}: no CAMs of this image; run the seeds stage')
-    maps = [tensors[f'map_{i}'].float() + mean[:, None, None] for i, mean in enumerate(tensors['means'])]
-    return CAMs(tensors['classes'].long(), tuple(metadata['size']), maps)
+    try:
+        height, width = metadata['size']
+        maps = [tensors[f'map_{i}'].float() + mean[:, None, None] for i, mean in enumerate(tensors['means'])]
+        cams = CAMs(tensors['classes'].long(), (height, width), maps)
+        whole = all(type(side) is int and 0 < side < 2**16 for side in cams.size) and cams.classes.dim() == 1 and len(maps) and all(
+            m.dim() == 3 and len(m) == len(cams.classes) and m.isfinite().all() for m in maps)
+    except (LookupError, TypeError, ValueError, RuntimeError):
+        whole = False
+    if not whole:
+        raise DataError(f'{path}: holds no CAMs as `write_cams` stores them; remove it and run the seeds stage again')
+    return cams
 
 
 def seed_scores(cams: CAMs) -> np.ndarray:

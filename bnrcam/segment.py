@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'SCALES', 'TILE', 'STRIP', 'MARGIN', 'DeepLab', 'upsample', 'Extractor', 'deeplab', 'convolution_groups',
-           'make_optimizer', 'poly_rate', 'RandomScale', 'segment_transform', 'SegmentData', 'segment_loss',
-           'train_segmenter', 'scaled_logits', 'receptive_radius', 'tiled_logits', 'mean_logits', 'strips',
-           'label_maps', 'write_predictions', 'infer_segments']
+           'make_optimizer', 'poly_rate', 'SegmentData', 'segment_loss', 'train_segmenter', 'scaled_logits',
+           'receptive_radius', 'tiled_logits', 'mean_logits', 'strips', 'label_maps', 'write_predictions',
+           'infer_segments']
 
-# %% ../nbs/11_segment.ipynb #63343f14
+# %% ../nbs/11_segment.ipynb #106980d4
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,18 +20,15 @@ import os
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from .affinity import seen_image
 from .crf import crf_probabilities, end_with_parent, fresh_folder, write_result
-from .data import IGNORE, DataError, VOCFolder, read_image, read_mask, to_input
+from .data import IGNORE, DataError, VOCFolder, as_image, as_mask, read_image, read_mask, to_input
 from .launch import global_mean, processes, share
 from .resnet38 import ResNet38
 from .train import code_digest, fit, model_digest, progress_bar
@@ -68,10 +65,12 @@ def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     "Logits (B, C, h, w) at `size` (H, W): bilinear, the corners' centres on each other, as in the reference."
     return F.interpolate(logits, tuple(size), mode='bilinear', align_corners=True)
 
-# %% ../nbs/11_segment.ipynb #86165f48
+# %% ../nbs/11_segment.ipynb #72274217
 class Extractor(nn.Module):
     "Last feature map of timm's model `name`, as a list of one (B, C, h, w). Images are padded with 0 to multiples of 32."
     def __init__(self, name: str, **options):
+        import timm  # for these networks only
+
         super().__init__()
         try: self.model = timm.create_model(name, features_only=True, **options)
         except (RuntimeError, TypeError) as error:
@@ -123,35 +122,15 @@ def poly_rate(progress: float, iterations: int, power: float = 0.9) -> float:
     "The reference's (1 - i / (iterations + 1))^power for iteration i = progress * iterations."
     return (1 - progress * iterations / (iterations + 1))**power
 
-# %% ../nbs/11_segment.ipynb #62a3757f
-class RandomScale(v2.Transform):
-    "Resize by a random factor from [low, high]: images bilinear, masks nearest."
-    def __init__(self, low: float, high: float):
-        super().__init__()
-        self.low, self.high = low, high
-
-    def make_params(self, flat_inputs):
-        factor = torch.empty(()).uniform_(self.low, self.high).item()
-        return {'size': [max(1, round(side * factor)) for side in v2.query_size(flat_inputs)]}
-
-    def transform(self, inpt, params):
-        return self._call_kernel(v2.functional.resize, inpt, params['size'],
-                                 interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
-
-
-def segment_transform(scale: Sequence[float] = (0.5, 1.5), crop: int = 448) -> v2.Transform:
-    "The reference's augmentation; its hue, saturation and value move by at most 10 of 180, 255 and 255."
-    fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE, 'others': 0}
-    return v2.Compose([v2.ColorJitter(brightness=10 / 255, saturation=10 / 255, hue=10 / 360), v2.RandomHorizontalFlip(),
-                       RandomScale(*scale), to_input(), v2.RandomCrop(crop, pad_if_needed=True, fill=fill)])
-
-
+# %% ../nbs/11_segment.ipynb #c3b7cd66
 class SegmentData(Dataset):
     """Images of `dataset` with label maps `labels`/NAME.png, or with its true masks if `labels` is None, after
     `segment_transform`. Items: `image` (3, crop, crop) float32, `labels` (crop, crop) int64, 255 = ignored.
 
     DataError for a map that is missing, of another size, or with a label that is no class."""
     def __init__(self, dataset: VOCFolder, labels: str | Path | None, scale: Sequence[float] = (0.5, 1.5), crop: int = 448):
+        from bnrcam.transforms import segment_transform
+
         self.dataset, self.transform = dataset, segment_transform(scale, crop)
         self.paths = [Path(labels, f'{name}.png') if labels else dataset.mask_path(name) for name in dataset.names]
         for path in self.paths:
@@ -163,8 +142,7 @@ class SegmentData(Dataset):
     def __getitem__(self, index: int) -> dict:
         image = read_image(self.dataset.image_path(self.dataset.names[index]))
         mask = read_mask(self.paths[index], 1 + len(self.dataset.classes), image.size)
-        item = self.transform({'image': tv_tensors.Image(v2.functional.pil_to_tensor(image)),
-                               'labels': tv_tensors.Mask(torch.from_numpy(mask))})
+        item = self.transform({'image': as_image(image), 'labels': as_mask(mask)})
         return {'image': item['image'], 'labels': item['labels'].long()}
 
     def fingerprint(self) -> str:
@@ -189,14 +167,14 @@ def train_segmenter(model: DeepLab, dataset: SegmentData, folder: str | Path, *,
     return fit(model, dataset, loss, make_optimizer(model, lr), folder, epochs=passes, batch_size=batch_size, seed=seed,
                run=run, schedule=partial(poly_rate, iterations=iterations), precision=precision, workers=workers)
 
-# %% ../nbs/11_segment.ipynb #116f63f6
+# %% ../nbs/11_segment.ipynb #991c86c0
 SCALES = (0.5, 0.75, 1., 1.25, 1.5, 1.75)
 
 
 @torch.inference_mode()
 def scaled_logits(model: DeepLab, image: Image.Image, scales: Sequence[float] = SCALES) -> list[Tensor]:
     "Low-resolution logits (C, h, w) of an RGB image at each scale, the mean of the image and its mirror image; on the CPU."
-    pixels = to_input()(tv_tensors.Image(v2.functional.pil_to_tensor(image)))[None]
+    pixels = to_input(image)[None]
     pixels, maps = pixels.to(next(model.parameters()).device), []
     for scale in scales:
         size = [max(1, round(side * scale)) for side in pixels.shape[-2:]]

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SERVER_FOLDER', 'read_prediction', 'write_submission', 'check_names', 'image_size', 'read_scores']
 
-# %% ../nbs/11_submit.ipynb #63ba37a9
+# %% ../nbs/11_submit.ipynb #f09ea9a1
 import csv
 import io
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -18,35 +19,29 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .data import DataError
+from .data import DataError, open_picture
 from .launch import processes
 from .scenes import voc_palette
 
-# %% ../nbs/11_submit.ipynb #76d85772
+# %% ../nbs/11_submit.ipynb #9b3171f1
 def read_prediction(path: str | Path, size: tuple[int, int], num_classes: int = 21) -> bytes:
     """The bytes of a prediction that the VOC server takes: a PNG in VOC's palette, of its image's `size` (W, H) as Pillow
     gives it, values below `num_classes` (background counted). DataError names what does not fit."""
-    try:
-        content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            if (image.format, image.mode) != ('PNG', 'P'):
-                raise DataError(f'{path}: {image.format} of mode {image.mode}; the server takes palette PNGs: '
-                                'write it with bnrcam.data.write_mask')
-            if image.size != size:
-                raise DataError(f'{path}: the prediction is {image.width}x{image.height}, its image '
-                                f'{size[0]}x{size[1]}; predict at the size of the image')
-            values, palette = np.array(image), np.reshape(image.getpalette('RGB'), (-1, 3))
-    except FileNotFoundError:
-        raise DataError(f'{path}: no prediction; the server wants one for every image of the split') from None
-    except (OSError, SyntaxError) as error:  # Pillow's own words for a broken file
-        raise DataError(f'{path}: damaged picture ({error}); remove it and run `make reproduce` again') from None
+    with open_picture(path, 'prediction') as image:
+        if (image.format, image.mode) != ('PNG', 'P'):
+            raise DataError(f'{path}: {image.format} of mode {image.mode}; the server takes palette PNGs: '
+                            'write it with bnrcam.data.write_mask')
+        if image.size != size:
+            raise DataError(f'{path}: the prediction is {image.width}x{image.height}, its image '
+                            f'{size[0]}x{size[1]}; predict at the size of the image')
+        values, palette = np.array(image), np.reshape(image.getpalette('RGB'), (-1, 3))
     if values.max() >= num_classes:
         raise DataError(f'{path}: value {values.max()} is no class; a prediction holds 0 to {num_classes - 1} only')
     if not np.array_equal(palette[:num_classes], voc_palette()[:num_classes]):
         raise DataError(f"{path}: its palette is not VOC's; write it with bnrcam.data.write_mask and voc_palette()")
-    return content
+    return Path(path).read_bytes()
 
-# %% ../nbs/11_submit.ipynb #82852cd1
+# %% ../nbs/11_submit.ipynb #e930370d
 SERVER_FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'
 
 
@@ -82,7 +77,7 @@ def check_names(folder: Path, names: Sequence[str]) -> None:
     if count > 1:
         raise DataError(f'{folder}: {name} is named {count} times; name each image once')
     if odd := [name for name in names if Path(name).name != name]:
-        raise DataError(f"{folder}: '{odd[0]}' is a path, not the name of an image")
+        raise DataError(f'{folder}: {odd[0]!r} is a path, not the name of an image')
     found = {path.stem for path in folder.glob('*.png') if not path.name.startswith('.')}
     if missing := sorted(set(names) - found):
         raise DataError(f'{folder / missing[0]}.png: no prediction ({len(missing)} of {len(names)} are missing); '
@@ -93,14 +88,10 @@ def check_names(folder: Path, names: Sequence[str]) -> None:
 
 def image_size(root: str | Path, name: str) -> tuple[int, int]:
     "(W, H) of `root/JPEGImages/NAME.jpg`, from its header."
-    path = Path(root, 'JPEGImages', f'{name}.jpg')
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise DataError(f'{path}: cannot be read ({error}); is {root} a folder in VOC layout?') from None
+    with open_picture(Path(root, 'JPEGImages', f'{name}.jpg')) as image:
+        return image.size
 
-# %% ../nbs/11_submit.ipynb #6d033edc
+# %% ../nbs/11_submit.ipynb #4a6e2cf7
 def read_scores(path: str | Path, classes: Sequence[str]) -> pd.DataFrame:
     """Scores of the test server, one row a run: `run`, 'background' and the foreground `classes`, IoU in percent.
 
@@ -109,32 +100,32 @@ def read_scores(path: str | Path, classes: Sequence[str]) -> pd.DataFrame:
     names = ['run', 'background', *classes]
     if not Path(path).is_file():
         return pd.DataFrame(columns=names)
-    reader = csv.reader(io.StringIO(_read_text(path), newline=''), skipinitialspace=True)
-    header = [name.strip() for name in next(reader, [])]
+    (_, header), *lines = _read_lines(path) or [(1, [])]
     _check_header(path, header, names)
-    rows, lines = [], {}
-    for row in reader:
-        if not any(map(str.strip, row)):
-            continue
-        rows.append(_score_row(f'{path}, line {reader.line_num}', header, row))
-        if (run := rows[-1]['run']) in lines:
-            raise DataError(f'{path}, line {reader.line_num}: {run} stands in line {lines[run]} already; '
-                            'keep one row a run')
-        lines[run] = reader.line_num
+    rows, seen = [], {}
+    for number, row in lines:
+        rows.append(_score_row(f'{path}, line {number}', header, row))
+        if (run := rows[-1]['run']) in seen:
+            raise DataError(f'{path}, line {number}: {run} stands in line {seen[run]} already; keep one row a run')
+        seen[run] = number
     return pd.DataFrame(rows, columns=names)
 
 
-def _read_text(path: str | Path) -> str:
+def _read_lines(path: str | Path) -> list[tuple[int, list[str]]]:
+    "Line numbers and stripped fields of the rows that are not blank."
     try:
-        return Path(path).read_text(encoding='utf-8-sig')
+        reader = csv.reader(io.StringIO(Path(path).read_text(encoding='utf-8-sig'), newline=''), skipinitialspace=True)
+        return [(reader.line_num, [field.strip() for field in row]) for row in reader if any(map(str.strip, row))]
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: no UTF-8 text ({error.reason}); save it as plain CSV') from None
+    except csv.Error as error:
+        raise DataError(f'{path}: no CSV file ({error}); save it as one') from None
 
 
 def _check_header(path: str | Path, header: list[str], names: list[str]) -> None:
     hint = f"line 1 must be {','.join(names[:3])},... with commas"
     if unknown := [name for name in header if name not in names]:
-        raise DataError(f"{path}, line 1: unknown class '{unknown[0]}'; {hint}")
+        raise DataError(f'{path}, line 1: unknown class {unknown[0]!r}; {hint}')
     if missing := [name for name in names if name not in header]:
         raise DataError(f"{path}, line 1: no column '{missing[0]}'; {hint}")
     if len(header) > len(names):
@@ -145,9 +136,9 @@ def _score_row(place: str, header: list[str], row: list[str]) -> dict:
     if len(row) != len(header):
         raise DataError(f'{place}: {len(row)} values for {len(header)} columns; give one for each, '
                         'with a point for decimals')
-    texts = dict(zip(header, map(str.strip, row)))
-    if not (run := texts.pop('run')):
-        raise DataError(f"{place}: no name of a run; write the folder's, like noise1-s0")
+    texts = dict(zip(header, row))
+    if not re.fullmatch(r'[\w.-]+', run := texts.pop('run')):
+        raise DataError(f"{place}: no name of a run ({run!r}); write the folder's, like noise1-s0")
     scores = {name: _percent(f'{place}, {name}', text) for name, text in texts.items()}
     if max(scores.values()) <= 1:
         raise DataError(f'{place}: no value is above 1; give percent, as the server does')
@@ -158,7 +149,7 @@ def _percent(place: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise DataError(f"{place}: '{text}' is no number; copy the server's percentage") from None
+        raise DataError(f"{place}: {text!r} is no number; copy the server's percentage") from None
     if not 0 <= value <= 100:
         raise DataError(f'{place}: {text} is not between 0 and 100; give percent')
     return value

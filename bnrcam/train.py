@@ -44,7 +44,7 @@ class Seeded(Dataset):
             torch.manual_seed(zlib.crc32(f'{self.seed} {self.epoch} {index}'.encode()))
             return self.dataset[index]
 
-# %% ../nbs/06_train.ipynb #d1a2ba0c
+# %% ../nbs/06_train.ipynb #787b441d
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says at which step and what to try."
 
@@ -63,11 +63,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     "Tensors and metadata of `save_tensors`; ({}, {}) if there is no file or it is damaged."
     try:
         with safe_open(path, 'pt') as file:
-            return ({name: file.get_tensor(name) for name in file.keys()},
-                    json.loads((file.metadata() or {}).get('bnrcam', '{}')))
+            metadata = json.loads((file.metadata() or {}).get('bnrcam', '{}'))
+            if not isinstance(metadata, dict): raise ValueError('its metadata are no JSON object')
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata
     except FileNotFoundError:
         return {}, {}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         print(f'{path}: damaged, not used ({error})')
         return {}, {}
 
@@ -114,8 +115,9 @@ def folder_digest(folder: str | Path) -> str:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
-# %% ../nbs/06_train.ipynb #364ded25
+# %% ../nbs/06_train.ipynb #7cf7f449
 def constant(progress: float) -> float:
+    "The same rate throughout."
     return 1.
 
 

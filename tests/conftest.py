@@ -3,8 +3,9 @@ import pytest
 import timm
 import torch
 
-import bnrcam  # noqa: F401  (registers the models)
+import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.scenes import write_scenes
+from browsing import chromium
 from miniature import serve
 
 
@@ -33,3 +34,10 @@ def web(tmp_path):
     with serve(tmp_path / 'web') as state:
         state.folder = tmp_path / 'web'
         yield state
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "Chromium without a window, opened once for all tests."
+    with chromium() as driver:
+        yield driver

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from bnrcam import affinity
 from bnrcam.affinity import AffinityData, AffinityNet, affinity_labels, affinity_losses, attention_walk, \
@@ -17,9 +15,10 @@ from bnrcam.affinity import AffinityData, AffinityNet, affinity_labels, affinity
     poly, pseudo_label, random_walk, read_seed, read_walked, seed_labels, seen_image, train_affinity, \
     transition_matrix, walk_by_affinity, walk_by_attention, walked_labels
 from bnrcam.cam import attention_map, block_attention
-from bnrcam.conformer import WeightsError, conformer_mini_patch16
+from bnrcam.conformer import WeightsError
 from bnrcam.crf import crf_labels, map_images
 from bnrcam.data import DataError, VOCFolder, to_input
+from bnrcam.models import conformer_mini_patch16
 from bnrcam.resnet38 import ResNet38, load_resnet38, read_params, torch_name
 from bnrcam.scenes import SCENE_CLASSES, write_scenes
 from bnrcam.seeds import CAMs, seed_scores, write_cams
@@ -87,7 +86,7 @@ def test_walk(net, monkeypatch, tmp_path):
     photo = Image.fromarray(z['image'])
     monkeypatch.setattr(affinity, 'seed_scores', lambda cams: z['cam'].astype(np.float32))
     with torch.inference_mode():
-        inputs = pad_to_cells(to_input()(tv_tensors.Image(v2.functional.pil_to_tensor(photo))))
+        inputs = pad_to_cells(to_input(photo))
         pairs = pair_affinities(net(inputs[None]))
         walked = walk_by_affinity(net, photo, CAMs(torch.from_numpy(z['cam_keys']), (100, 150), []))
     close(transition_matrix(pairs, (13, 19)).to_dense().T, z['trans_mat'], 1e-4)

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from bnrcam.conformer import WeightsError, load_weights
-from bnrcam.data import DataError, VOCFolder, read_image, train_transform
+from bnrcam.data import DataError, VOCFolder, read_image
 from bnrcam.evaluate import evaluate_seeds
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import infer_seeds
 from bnrcam.train import TrainingError, train_classifier
+from bnrcam.transforms import train_transform
 
 SCALES = (64,)
 

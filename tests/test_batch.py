@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bnrcam.scenes import write_scenes
+from browsing import check_page
 
 ROOT = Path(__file__).parent.parent
 TINY = '''
@@ -205,41 +206,12 @@ def test_help_lists_the_targets():
     assert all(f'  {target}\t' in output for target in ('reproduce', 'test', 'lab', 'data', 'notebooks', 'clean'))
 
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-DRIVER = shutil.which('chromedriver')
-
-
-@pytest.fixture(scope='module')
-def browser():
-    if not (CHROMIUM and DRIVER):
-        pytest.skip('needs Chromium and its driver (Debian: apt-get install chromium chromium-driver)')
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
-                 '--disable-background-networking', '--disable-component-update', '--disable-sync'):
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def test_page(repo, browser):
-    "No broken picture, no dead link, no error cell, no empty table, nothing on the console, nothing wider than a phone."
+def test_pages(repo, browser):
     out = repo / 'reports/tiny'
-    pages = [out / 'index.html', *out.glob('*.html'), *out.glob('*/*.html')]
-    assert len(pages) > 10
+    pages = [*out.glob('*.html'), *out.glob('*/*.html')]
+    assert len(pages) > 10 and out / 'index.html' in pages
     for page in pages:
-        browser.get(page.as_uri())
-        assert browser.execute_script('return [...document.images].every(i => i.naturalWidth > 0 && i.alt !== null)')
-        assert 'Traceback' not in browser.page_source
-    browser.set_window_size(500, 900)
+        check_page(browser, page)
     browser.get((out / 'index.html').as_uri())
     tables = browser.execute_script('return [...document.querySelectorAll("table")].map(t => t.tBodies[0].rows.length)')
     assert len(tables) == 5 and min(tables) >= 4
-    assert browser.execute_script('return [...document.images].every(i => i.alt.length > 10)')
-    assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth')
-    links = browser.execute_script('return [...document.links].map(l => l.href)')
-    assert links and all(Path(link.removeprefix('file://').split('#')[0]).is_file() for link in links)
-    assert [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE'] == []

@@ -13,7 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-import bnrcam  # noqa: F401
+import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.conformer import HEADS, WeightsError, load_weights, published_names, read_weights
 from golden.recipe import fill_state_dict, image
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import nbformat
-import bnrcam  # noqa: F401  (registers the models)
+import bnrcam.models  # noqa: F401  (registers them with timm)
 import pytest
 from nbclient import NotebookClient
 

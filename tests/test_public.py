@@ -10,7 +10,7 @@ import timm
 import torch
 import yaml
 
-import bnrcam  # noqa: F401  (registers the models)
+import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.data import VOC_CLASSES, read_mask, read_split
 from bnrcam.datasets import COCO_CLASSES
 from bnrcam.paper import VOC_LABELS

@@ -20,6 +20,7 @@ from bnrcam.report import (CAPTIONS, DIFFERENCE, SHARE, SLIDER_PAGE, class_table
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
 from bnrcam.submit import read_scores
+from browsing import check_page
 
 matplotlib.use('Agg')
 SMALL = ['background', 'apple', 'fish']
@@ -342,58 +343,9 @@ def test_slider_map_is_what_evaluate_counts():
     assert slider_map(scores[:0], classes[:0], truth)[..., :2].max() == 0
 
 
-@pytest.fixture(scope='module')
-def browser():
-    chromium, driver_path = shutil.which('chromium'), shutil.which('chromedriver')
-    if not (chromium and driver_path):
-        pytest.skip('needs Chromium and its driver (Debian: apt-get install chromium chromium-driver)')
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run'):
-        options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
-    yield driver
-    driver.quit()
-
-
-def colours(browser, scheme):
-    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': [{'name': 'prefers-color-scheme', 'value': scheme}]})
-
-
-LUMINANCE = """
-const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-const channels = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(v => linear(v / 255));
-const light = colour => channels(colour).reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-const probe = document.createElement('p');
-probe.style.color = 'Canvas';
-document.body.append(probe);
-const canvas = light(getComputedStyle(probe).color);
-probe.remove();
-return [...document.querySelectorAll('a, p, td, th, dt, dd, figcaption, label, summary, h1')]
-  .map(e => light(getComputedStyle(e).color)).map(v => (Math.max(v, canvas) + .05) / (Math.min(v, canvas) + .05));
-"""
-
-
 def test_pages_in_a_browser(page, browser):
-    "On a phone and a desk, light and dark: nothing wider than the window, alt texts, labels, contrast, no error, no dead link."
-    names = ['index', 'table2', 'figure3', 'noise1-s0/segment', SLIDER_PAGE.removesuffix('.html')]
-    for path in (page.parent / f'{name}.html' for name in names):
-        assert path.stat().st_size < 5e6
-        for scheme in ('light', 'dark'):
-            colours(browser, scheme)
-            for width in (500, 1200):
-                browser.set_window_size(width, 900)
-                browser.get(path.as_uri())
-                assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth'), path.name
-                assert min(browser.execute_script(LUMINANCE)) >= 4.5, f'{path.name}: contrast, {scheme}'
-        assert browser.execute_script('return document.documentElement.lang') == 'en'
-        texts = browser.execute_script('return [...document.images].map(i => i.alt)')
-        assert all(len(text) > 10 and not text.startswith('No desc') for text in texts), path.name
-        links = browser.execute_script('return [...document.links].map(l => l.href.split("#")[0])')
-        assert links and all(Path(link.removeprefix('file://')).is_file() for link in links)
-    assert [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE'] == []
+    for name in ('index', 'table2', 'figure3', 'noise1-s0/segment', SLIDER_PAGE.removesuffix('.html')):
+        check_page(browser, page.parent / f'{name}.html')
 
 
 def test_evidence_stands_behind_each_item(page, browser):

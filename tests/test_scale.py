@@ -13,16 +13,17 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-import bnrcam  # noqa: F401
+import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.affinity import AffinityData, AffinityNet, crf_seed, infer_walks, pseudo_label, train_affinity, \
     walk_by_affinity, walk_by_attention
 from bnrcam.crf import fresh_folder, map_images
-from bnrcam.data import VOCFolder, train_transform
+from bnrcam.data import VOCFolder
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds
 from bnrcam.launch import GlobalBatchNorm, processes, see_whole_batch
 from bnrcam.scenes import SCENE_CLASSES, write_scenes
 from bnrcam.seeds import infer_seeds
 from bnrcam.train import TrainingError, train_classifier
+from bnrcam.transforms import train_transform
 
 REPO = Path(__file__).parents[1]
 SCALES = (64, 96)

@@ -85,7 +85,7 @@ def replace(path, mode=None, size=None, palette=None, value=None, kind='PNG'):
 
 
 WRONG = {'RGB': (dict(mode='RGB'), 'PNG of mode RGB'), 'RGBA': (dict(mode='RGBA'), 'PNG of mode RGBA'),
-         'grey': (dict(mode='L'), 'PNG of mode L'), 'a GIF by name': (dict(kind='GIF'), 'GIF of mode P'),
+         'grey': (dict(mode='L'), 'PNG of mode L'), 'a GIF by name': (dict(kind='GIF'), 'none of JPEG'),
          'palette': (dict(palette=voc_palette()[::-1].copy()), "palette is not VOC's"),
          'one colour': (dict(palette=np.where(np.arange(256)[:, None] == 20, np.uint8(7), voc_palette())), "not VOC's"),
          'size': (dict(size=(40, 30)), 'the prediction is 40x30'), '255': (dict(value=255), 'value 255 is no class'),
@@ -105,14 +105,14 @@ def test_wrong_predictions(data, predictions, change, message):
 @pytest.mark.parametrize('content', [b'', b'\x89PNG\r\n\x1a\n', b'no picture'])
 def test_damaged_prediction(data, predictions, content):
     (predictions / f'{data.names[0]}.png').write_bytes(content)
-    with pytest.raises(DataError, match='damaged picture'):
+    with pytest.raises(DataError, match='damaged prediction'):
         submit(data, predictions)
 
 
 def test_cut_prediction(data, predictions):
     path = predictions / f'{data.names[0]}.png'
     path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(DataError, match='damaged picture'):
+    with pytest.raises(DataError, match='damaged prediction'):
         submit(data, predictions)
 
 
@@ -132,7 +132,7 @@ def test_wrong_lists(data, predictions):
 
 
 def test_missing_image(data, predictions, tmp_path):
-    with pytest.raises(DataError, match='VOC layout'):
+    with pytest.raises(DataError, match='no such image'):
         write_submission(predictions, data.names, tmp_path, tmp_path / 'submission.tar')
 
 
