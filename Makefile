@@ -17,6 +17,13 @@ DRY := $(findstring n,$(filter-out --% -j%,$(firstword -$(MAKEFLAGS))))
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(JOBS)
 endif
+# what goes to the shell as it is must be a name or a path to it, and no more
+fits = $(shell [[ '$(subst ','\'',$(value $(1)))' =~ ^$(2)$$ ]] && echo yes)
+$(if $(call fits,PROFILE,[[:alnum:]_][[:alnum:]_.-]*),,\
+  $(error PROFILE='$(value PROFILE)': give the name of a file in nbs/profiles, without .yaml))
+$(foreach name,SOURCES $(if $(filter file,$(origin DATA)),,DATA),$(if $(call fits,$(name),[[:alnum:]_./~+@=:-]*),,\
+  $(error $(name)='$(value $(name))': give a path of letters, digits and _ . / ~ + @ = : - only)))
+
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONHASHSEED := 0
 
@@ -25,6 +32,13 @@ READY   := $(VENV)/ready
 YAML    := nbs/profiles/$(PROFILE).yaml
 OUT     := reports/$(PROFILE)
 MODELS  := data/runs/$(PROFILE)
+
+# of the profile: its own name, which the notebooks name folders by, and what goes to the shell
+OWN := $(shell sed -n 's/^profile: *\([^ \#]*\).*/\1/p' $(YAML) 2>/dev/null)
+ODD := $(shell sed -nE 's/^(variants|seeds|pseudo_labels|modern|sweep): *\[(.*)\].*/\2/p; s/.*weights: *([^,} ]*).*/\1/p' \
+         $(YAML) 2>/dev/null | grep -m 1 '[^[:alnum:]_., /-]')
+$(if $(wildcard $(YAML)),$(if $(filter-out x$(PROFILE),x$(OWN)),$(error $(YAML): its profile must be $(PROFILE), not '$(OWN)')))
+$(if $(ODD),$(error $(YAML): '$(ODD)': lists and paths hold letters, digits and _ . / - only))
 
 # `list NAME` reads a one-line list of the profile
 comma := ,
@@ -54,7 +68,7 @@ OTHERS  := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_F
 
 SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
 IMAGES := $(OUT)/.data $(SCENES) $(WEIGHTS)
-BEFORE := $(READY) $(if $(PUBLIC),$(DATA)/ImageSets)
+BEFORE := $(READY) $(OUT)/.profile $(if $(PUBLIC),$(DATA)/ImageSets)
 
 # One batch a profile at a time: a lock that lives as long as make or one of its stages. And what dates do not tell:
 # products that were made from other files than today's, or damaged, or come from the future.
@@ -146,13 +160,19 @@ $(OUT)/.data: $(if $(filter $(DATA),$(shell cat $(OUT)/.data 2>/dev/null)),,agai
 	@mkdir -p $(@D)
 	@echo '$(DATA)' > $@
 
+# papermill makes code of the profile: it is read first, and refused unless it holds plain values
+$(OUT)/.profile: $(YAML) | $(READY)
+	@mkdir -p $(@D)
+	@$(BIN)/python -c "$(SHORT) from bnrcam.plan import read_profile; read_profile('$<')"
+	@touch $@
+
 $(DATA)/ImageSets:
 	@echo '$(DATA): no data there yet; make data PROFILE=$(PROFILE) fetches it'; exit 1
 
-data/weights/conformer%.pth: | $(READY)
+data/weights/conformer%.pth: | $(READY) $(OUT)/.profile
 	@$(BIN)/python -c "$(SHORT) from bnrcam.download import CONFORMER_S, fetch; fetch(CONFORMER_S, '$(@D)')"
 
-%.params: | $(READY)
+%.params: | $(READY) $(OUT)/.profile
 	@$(BIN)/python -c "$(SHORT) from bnrcam.download import by_hand; by_hand('resnet38', '$@')"
 
 data/mini/scenes.json: bnrcam/scenes.py | $(READY)

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['VOC_2012', 'VOC_FILES', 'COCO_HOST', 'COCO_FILES', 'CONFORMER_S', 'BY_HAND', 'DAMAGED', 'STAMP', 'is_private',
-           'Download', 'read_sources', 'by_hand', 'gigabytes', 'check_space', 'disk_errors', 'progress', 'hash_file',
-           'check_file', 'file_size', 'range_headers', 'start_of', 'version_tag', 'transfer', 'receive',
-           'answers_complete', 'fetch_part', 'fetch', 'Member', 'zip_kind', 'tar_bytes', 'archive_members',
-           'check_member', 'write_members', 'unpack', 'needed_space', 'obtain']
+           'Download', 'read_sources', 'by_hand', 'gigabytes', 'check_space', 'progress', 'hash_file', 'check_file',
+           'file_size', 'range_headers', 'start_of', 'version_tag', 'transfer', 'receive', 'answers_complete',
+           'fetch_part', 'fetch', 'Member', 'zip_kind', 'tar_bytes', 'archive_members', 'check_member', 'write_members',
+           'unpack', 'needed_space', 'obtain']
 
-# %% ../nbs/02_download.ipynb #665d9294
+# %% ../nbs/02_download.ipynb #3d6f0f9b
 import gzip, hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, time, zipfile, zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -25,7 +24,7 @@ from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 from tqdm import tqdm
 
-from .data import DataError
+from .data import DataError, disk_errors
 
 # %% ../nbs/02_download.ipynb #2627283e
 def is_private(url: str) -> bool:
@@ -109,7 +108,7 @@ def by_hand(what: str, path: str | Path) -> Path:
         raise DataError(f'{path}: no such file; {BY_HAND[what]}: fetch it in a browser, put it there and run again')
     return Path(path)
 
-# %% ../nbs/02_download.ipynb #8665cabe
+# %% ../nbs/02_download.ipynb #c400a61d
 def gigabytes(size: float) -> str:
     "Bytes in words: '13.51 GB', and kB or MB below."
     unit, name = next((pair for pair in ((1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')) if size >= pair[0]), (1, 'bytes'))
@@ -122,16 +121,6 @@ def check_space(folder: Path, need: float, what: str) -> None:
     if free < need:
         raise DataError(f'{folder}: {what} needs {gigabytes(need)}, but {gigabytes(free)} are free; '
                         'make room or choose another folder, and run again')
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    "Turns a failed write below it (a full disk, a folder without permission) into one line."
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f'{path}: cannot be written ({error.strerror or error}); make room and run again: '
-                        'it goes on from what is there') from error
 
 # %% ../nbs/02_download.ipynb #46a523bf
 def progress(**kwargs) -> tqdm:

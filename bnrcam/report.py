@@ -545,7 +545,7 @@ def write_slider(path: str | Path, profile: str, dataset: VOCFolder, names: Sequ
     path.write_text(SLIDER.render(profile=profile, data=data, style=STYLE), encoding='utf-8')
     return path
 
-# %% ../nbs/13_report.ipynb #eb3a3a0b
+# %% ../nbs/13_report.ipynb #1278858a
 CAPTIONS = {
     'table1': 'Table 1. mIoU of seeds (best threshold) and pseudo-labels; higher is better. Compare ours with TransCAM row by '
               'row, and with the predictors at the end, which look at no pixel. The columns of the paper are from its own data.',
@@ -577,7 +577,7 @@ CAPTIONS = {
     'collapse': 'The collapse. What the paper does not say. Left: seeds of networks trained from scratch; compare the first '
                 'bar with the others. Right: fine-tuned at growing learning rates; where the line falls, the method breaks.'}
 SLIDER_PAGE = 'threshold_slider.html'
-DRAWINGS = {'years', 'figure2', 'figure4', 'collapse'}  # with text to read: on a phone they scroll
+DRAWINGS = {'years', 'figure2', 'collapse'}  # with text to read: on a phone they scroll
 
 PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -660,7 +660,8 @@ def notebook_page(path: Path, home: str = 'index.html') -> Path:
 
 
 # a table of a notebook scrolls in a box of its own, as those of the index
-_TABLE, _BOX = re.compile('<table.*?</table>', re.S), r'<div class="wide" tabindex="0" role="region" aria-label="Table">\g<0></div>'
+_TABLE = re.compile('<table.*?</table>', re.S)
+_BOX = r'<div class="wide" tabindex="0" role="region" aria-label="Table">\g<0></div>'
 _UNFINISHED = re.compile(r'^.*\b\d{1,2}%\|.*$\n?', re.M)  # a progress bar below 100 %
 
 

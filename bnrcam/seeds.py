@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'Views', 'mirrored_cam', 'CAMs', 'write_cams', 'read_cams', 'seed_scores', 'infer_seeds']
 
-# %% ../nbs/07_seeds.ipynb #bdae6fb6
+# %% ../nbs/07_seeds.ipynb #30c8dc17
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .cam import refine
+from .conformer import Conformer, without_batch_norm
 from .data import DataError, VOCFolder, to_input
 from .launch import processes, share
 from .train import code_digest, load_tensors, model_digest, progress_bar, save_tensors
@@ -90,7 +91,7 @@ def seed_scores(cams: CAMs) -> np.ndarray:
     low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
     return ((total - low - 1e-5) / (high - low + 1e-5)).clamp(min=0).numpy()
 
-# %% ../nbs/07_seeds.ipynb #29d2c04f
+# %% ../nbs/07_seeds.ipynb #f83f3cf4
 @torch.inference_mode()
 def infer_seeds(model: nn.Module, dataset: VOCFolder, folder: str | Path, *, scales: Sequence[int] = SCALES,
                 batch_size: int = 8, workers: int = 0) -> Path:
@@ -110,7 +111,7 @@ def infer_seeds(model: nn.Module, dataset: VOCFolder, folder: str | Path, *, sca
     batches = share([indices[i:i + batch_size] for i in indices[::batch_size]])
     todo = [batch for batch in batches if any(missing(dataset.names[i]) for i in batch)]
     dataset.transform = Views(scales)
-    model = model.to(state.device).eval()
+    model = (without_batch_norm(model) if isinstance(model, Conformer) else model).to(state.device).eval()
     loader = DataLoader(dataset, batch_sampler=todo, num_workers=workers, pin_memory=state.device.type == 'cuda')
     with progress_bar(total=sum(map(len, todo)), unit='image', desc='seeds') as bar:
         for batch in loader:

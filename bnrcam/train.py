@@ -6,7 +6,7 @@
 __all__ = ['Seeded', 'TrainingError', 'save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'model_digest',
            'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
 
-# %% ../nbs/06_train.ipynb #5474c3e8
+# %% ../nbs/06_train.ipynb #44fad461
 import hashlib
 import json
 import math
@@ -22,12 +22,14 @@ import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import set_seed
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
+from .conformer import read_tensors, tensor_digest
+from .data import disk_errors
 from .launch import processes, see_whole_batch
 from .losses import VARIANTS, bnr_loss
 
@@ -44,28 +46,31 @@ class Seeded(Dataset):
             torch.manual_seed(zlib.crc32(f'{self.seed} {self.epoch} {index}'.encode()))
             return self.dataset[index]
 
-# %% ../nbs/06_train.ipynb #787b441d
+# %% ../nbs/06_train.ipynb #03a15a2f
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says at which step and what to try."
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata) -> None:
-    "Write a safetensors file in one step: readers see the old file or the new one, never a part."
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a safetensors file in one step: readers see the old file or the new one, never a part. It states a digest of
+    its contents. DataError if it cannot be written."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata['digest'] = tensor_digest(tensors, json.dumps(metadata))
     partial = path.with_suffix('.partial')
-    # not by save_file, which leaves a file of a random name behind when it is killed
-    partial.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-                             {'bnrcam': json.dumps(metadata)}))  # one key: safetensors writes several in any order
-    os.replace(partial, path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # not by save_file, which leaves a file of a random name behind when it is killed
+            partial.write_bytes(save(tensors, {'bnrcam': json.dumps(metadata)}))  # of several keys the order would vary
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)  # of a full disk, where others need the room
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     "Tensors and metadata of `save_tensors`; ({}, {}) if there is no file or it is damaged."
     try:
-        with safe_open(path, 'pt') as file:
-            metadata = json.loads((file.metadata() or {}).get('bnrcam', '{}'))
-            if not isinstance(metadata, dict): raise ValueError('its metadata are no JSON object')
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+        return read_tensors(path)
     except FileNotFoundError:
         return {}, {}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -127,7 +132,7 @@ def warmup_cosine(progress: float, warmup: float = 0.1) -> float:
         return progress / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
-# %% ../nbs/06_train.ipynb #7f8d2453
+# %% ../nbs/06_train.ipynb #4d6cd5a3
 def progress_bar(items: Iterable | None = None, **kwargs) -> tqdm:
     """A progress bar with time left that is readable in a terminal, a notebook and a log (a line every few seconds).
 
@@ -210,7 +215,8 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
     frame = pd.DataFrame(history)
     if accelerator.is_main_process:
         part.unlink(missing_ok=True)
-        frame.to_csv(folder / 'history.csv', index=False)
+        with disk_errors(folder / 'history.csv'):
+            frame.to_csv(folder / 'history.csv', index=False)
     return frame
 
 # %% ../nbs/06_train.ipynb #11035951

@@ -26,8 +26,9 @@ STATE = '''
 const panel = window.jupyterapp?.shell.currentWidget, kernel = panel?.sessionContext?.session?.kernel;
 if (!panel?.content?.model || !kernel) return null;
 const cells = panel.content.widgets.map(widget => widget.model.toJSON()).filter(c => c.cell_type === 'code' && c.source.length);
-return {path: panel.context.path, idle: kernel.status === 'idle', waiting: cells.filter(c => c.execution_count === null).length,
-        cells: cells.length, errors: cells.flatMap(c => c.outputs).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)};
+const errors = cells.flatMap(c => c.outputs).filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`);
+const waiting = cells.filter(c => c.execution_count === null).length;
+return {path: panel.context.path, idle: kernel.status === 'idle', cells: cells.length, waiting, errors};
 '''
 
 

@@ -240,6 +240,8 @@ def test_years_show_every_row_and_ours_where_they_belong():
             ours = 2 if name == benchmark else 0
             assert len(texts(ax)) == len(table(n)) + len(recent()) + ours
             assert sum(text.startswith('here') for text in texts(ax)) == ours
+        legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert ('ran here' in legend) == (benchmark is not None)
 
 
 def test_years_labels_do_not_overlap():
