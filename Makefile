@@ -181,16 +181,18 @@ data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 	@touch $@
 
 # The executed notebook is the product. A notebook that fails stays beside it as NAME.failed.ipynb, for reading.
+# NAME.made records what it was made from; while it is made, file 9 shares the lock.
 # $(call papermill,PARAMETERS): runs the rule's first prerequisite.
 define papermill
 	@mkdir -p $(@D)
 	@echo '[$(patsubst reports/%.ipynb,%,$@)]'
 	@$(GUARD) begin $@ $(filter-out again,$^)
-	@exec 9>> $(LOCK); $(GUARD) share 9; $(if $(findstring /stages/,$<),$(LAUNCH)) $(BIN)/papermill $< $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
+	@exec 9>> $(LOCK); $(GUARD) share 9; $(if $(findstring /stages/,$<),$(LAUNCH)) $(BIN)/papermill $< \
+	    $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
 	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
 	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \
 	  || { echo "[$(patsubst reports/%.ipynb,%,$@)] $$(grep -v '^ *$$' $(@:.ipynb=.log) | tail -n 1)"; \
-	       echo '  failed: read $(@:.ipynb=.failed.ipynb)'; exit 1; }
+	       echo '  failed: read $(@:.ipynb=.failed.ipynb); an earlier stage runs again once its notebook is removed'; exit 1; }
 	@$(GUARD) end $@
 endef
 part = $(word $(1),$(subst -, ,$*))

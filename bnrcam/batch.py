@@ -64,7 +64,7 @@ def share(file: str) -> None:
     "Share the lock on the open file with the number `file` with all that inherit it."
     fcntl.flock(int(file), fcntl.LOCK_SH)
 
-# %% ../nbs/15_batch.ipynb #cd12001e
+# %% ../nbs/15_batch.ipynb #1a75af88
 def file_digest(path: str | Path) -> str | None:
     "SHA-256 of a file, in hex digits; None if there is none."
     digest = hashlib.sha256()
@@ -90,18 +90,17 @@ def begin(product: str, *sources: str) -> None:
     path = Path(product)
     if path.is_file() and (what := next(changes(path), None)):
         print(f'  {path} again, because {what}', flush=True)
-    write(path.with_suffix('.begun'), {'from': {source: file_digest(source) for source in sources}})
+    write(path.with_suffix('.made'), {'from': {source: file_digest(source) for source in sources}})
 
 
 def end(product: str) -> None:
     "Put the executed notebook of a stage in its place, with its record; killed in between, the product counts as stale."
     path = Path(product)
-    begun, failed = path.with_suffix('.begun'), path.with_suffix('.failed.ipynb')
+    record, failed = path.with_suffix('.made'), path.with_suffix('.failed.ipynb')
     made = {str(file): file_digest(file) for file in outputs(path)} | {product: file_digest(failed)}
-    start = begun.stat().st_mtime_ns
+    start = record.stat().st_mtime_ns
     os.utime(failed, ns=(start, start))  # whatever is edited after that is newer
-    write(path.with_suffix('.made'), {'made': made, **json.loads(begun.read_text())})
-    begun.unlink()
+    write(record, {'made': made, **json.loads(record.read_text())})
     os.replace(failed, path)
 
 
@@ -114,7 +113,7 @@ def write(path: Path, record: dict) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # that of a full disk names no file
 
-# %% ../nbs/15_batch.ipynb #7486c075
+# %% ../nbs/15_batch.ipynb #160f20fe
 AHEAD = 60  # seconds that the clock of a file server may be ahead of ours
 
 
@@ -132,7 +131,7 @@ def changes(product: Path, digest: Callable[[str], str | None] = file_digest) ->
         record = json.loads(product.with_suffix('.made').read_text())
         known = [*record['made'].items(), *record['from'].items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        yield 'it has no record of what it was made from'
+        yield 'it has no whole record of what it was made from'
         return
     for file, then in known:
         if (today := digest(file)) != then:
@@ -168,14 +167,14 @@ def check(*last: str) -> None:
         sources = json.loads(product.with_suffix('.made').read_text())['from']
         todo += [source for source in sources if Path(source).with_suffix('.made').is_file()]
 
-# %% ../nbs/15_batch.ipynb #3b45d495
+# %% ../nbs/15_batch.ipynb #fef509c7
 def main(arguments: list[str]) -> None:
     "Call one of the functions above: its name, then its arguments. A file that cannot be written ends in one line."
     name, *rest = arguments
     try:
         {function.__name__: function for function in (hold, share, begin, end, stale, redate, check)}[name](*rest)
     except OSError as error:
-        raise SystemExit(f'{error.filename}: {error.strerror}') from None
+        raise SystemExit(f'{error.filename}: {error.strerror}; a batch must be able to write there') from None
 
 
 if __name__ == '__main__' and '__file__' in globals():  # in a notebook the name is the same, but there is no file

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['label_groups', 'plane_groups', 'fill_fours', 'mean_field', 'check_image', 'check_labels', 'crf_labels',
-           'check_probabilities', 'crf_probabilities', 'write_result', 'check_importable', 'end_with_parent',
-           'fresh_folder', 'map_images', 'refine_file', 'crf_folder']
+           'check_probabilities', 'crf_probabilities', 'write_result', 'is_whole', 'check_importable',
+           'end_with_parent', 'fresh_folder', 'map_images', 'refine_file', 'crf_folder']
 
-# %% ../nbs/09_crf.ipynb #d2b87a68
+# %% ../nbs/09_crf.ipynb #10b99a30
 import os, shutil, sys, threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +20,7 @@ import torch
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
 
-from .data import DataError, read_image, read_mask, write_mask
+from .data import DataError, disk_errors, open_picture, read_image, read_mask, write_mask
 from .launch import processes, share, sum_over_processes
 from .scenes import voc_palette
 from .train import progress_bar
@@ -129,14 +129,25 @@ def crf_probabilities(image: np.ndarray, probs: np.ndarray, iterations: int = 1,
     for group, plane in zip(groups, q): refined[group] = plane.reshape(probs.shape[1:])
     return refined
 
-# %% ../nbs/09_crf.ipynb #b59c0274
+# %% ../nbs/09_crf.ipynb #838edf21
 def write_result(function: Callable[[str], np.ndarray], folder: Path, name: str) -> None:
     """Write folder/NAME.png from function(NAME), (H, W) uint8, whole or not at all; a ValueError becomes DataError."""
     unfinished = folder / f'.{name}.part.png'  # a fixed name, so that a later run replaces what a killed one left
-    try: write_mask(unfinished, function(name), voc_palette())
+    try:
+        labels = function(name)
+        with disk_errors(folder / f'{name}.png'):
+            write_mask(unfinished, labels, voc_palette())
+            os.replace(unfinished, folder / f'{name}.png')
     except DataError: raise
     except ValueError as error: raise DataError(f'{name}: {error}') from error
-    os.replace(unfinished, folder / f'{name}.png')
+
+def is_whole(path: Path) -> bool:
+    """Whether the PNG is there and its checksums fit; a damaged one is named."""
+    try:
+        with open_picture(path, 'label map'): return True
+    except DataError:
+        if path.is_file(): print(f'{path}: damaged, it is made again')
+        return False
 
 # %% ../nbs/09_crf.ipynb #6e1e05b2
 def check_importable(function: Callable) -> None:
@@ -150,30 +161,33 @@ def end_with_parent() -> None:
     torch.set_num_threads(1)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
-# %% ../nbs/09_crf.ipynb #090a6810
+# %% ../nbs/09_crf.ipynb #8f4f8f0f
 def fresh_folder(folder: str | Path, made_by: str) -> Path:
     "`folder`, emptied unless its file `made_by.txt` says just this: what makes the files, in words of the caller."
     folder = Path(folder)
     stamp = folder / 'made_by.txt'
     with processes().main_process_first():  # which leaves the others nothing to do
-        if not stamp.is_file() or stamp.read_text(encoding='utf-8') != made_by:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            stamp.write_text(made_by, encoding='utf-8')
+        if not stamp.is_file() or stamp.read_bytes() != made_by.encode():
+            with disk_errors(folder):
+                if folder.exists():
+                    shutil.rmtree(folder)
+                folder.mkdir(parents=True)
+                stamp.write_bytes(made_by.encode())
     return folder
 
-# %% ../nbs/09_crf.ipynb #fdba091c
+# %% ../nbs/09_crf.ipynb #414a9d77
 def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], folder: str | Path,
                workers: int | None = None) -> int:
     """Write folder/NAME.png for each name from function(name) -> (H, W) uint8 labels; returns how many were written.
 
-    Names whose PNG is there are skipped; `fresh_folder` sees to it that they were made the same way. workers: of each
+    Names whose PNG is there, undamaged, are skipped; `fresh_folder` sees to it that they were made the same way. workers: of each
     process that a launcher started (they share the names), default one a core; with 1 the work is done here. With more,
     the function must be importable (one of a module, or functools.partial of it), and a script must call this under
     `if __name__ == '__main__':`. The first error stops the run; what was written stays."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    todo = [name for name in share(list(dict.fromkeys(names))) if not (folder / f'{name}.png').exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    todo = [name for name in share(list(dict.fromkeys(names))) if not is_whole(folder / f'{name}.png')]
     workers = min(workers or -(-os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))), len(todo))
     job = partial(write_result, function, folder)
     bar = partial(progress_bar, total=len(todo), desc=folder.name, unit='image')

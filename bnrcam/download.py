@@ -9,8 +9,8 @@ __all__ = ['VOC_2012', 'VOC_FILES', 'COCO_HOST', 'COCO_FILES', 'CONFORMER_S', 'B
            'fetch_part', 'fetch', 'Member', 'zip_kind', 'tar_bytes', 'archive_members', 'check_member', 'write_members',
            'unpack', 'needed_space', 'obtain']
 
-# %% ../nbs/02_download.ipynb #3d6f0f9b
-import gzip, hashlib, http.client, json, os, re, shutil, stat, sys, tarfile, time, zipfile, zlib
+# %% ../nbs/02_download.ipynb #33e56a6d
+import gzip, hashlib, http.client, json, os, re, shutil, stat, struct, sys, tarfile, time, zipfile, zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -79,7 +79,7 @@ COCO_FILES = {
 CONFORMER_S = Download('https://download.openmmlab.com/mmclassification/v0/conformer/'
                        'conformer-small-p16_3rdparty_8xb128_in1k_20211206-3065dcf5.pth', digest='sha256:3065dcf5')
 
-# %% ../nbs/02_download.ipynb #ea08a595
+# %% ../nbs/02_download.ipynb #a3c71a06
 def read_sources(path: str | Path, files: dict[str, Download]) -> dict[str, Download]:
     """`files` with the entries replaced that the JSON file `path` gives, as {"voc": {"url": "https://...", "size": 1,
     "digest": "md5:..."}}. DataError for unknown keys or values."""
@@ -91,7 +91,7 @@ def read_sources(path: str | Path, files: dict[str, Download]) -> dict[str, Down
     except DataError:
         raise
     except (OSError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f'{path}: cannot be used ({error}); '
+        raise DataError(f'{path}: cannot be used ({str(error)!r}); '
                         'write {"KEY": {"url": ..., "size": ..., "digest": ...}}') from None
 
 # %% ../nbs/02_download.ipynb #830dc812
@@ -313,9 +313,9 @@ def check_member(archive: Path, member: Member) -> None:
     if member.kind == 'other':
         raise DataError(f"{archive}: holds '{member.name}', a link or device; do not use this archive")
 
-# %% ../nbs/02_download.ipynb #92f5539c
-DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError,
-           RuntimeError, NotImplementedError)  # the last two: an encrypted zip, an unknown compression
+# %% ../nbs/02_download.ipynb #5d891aec
+DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, ValueError,
+           OverflowError, RuntimeError, NotImplementedError)  # the last two: an encrypted zip, an unknown compression
 
 
 def write_members(archive: Path, folder: Path, wanted: Sequence[str]) -> None:
@@ -327,7 +327,7 @@ def write_members(archive: Path, folder: Path, wanted: Sequence[str]) -> None:
             if member.kind == 'folder' or not any(fnmatch(member.name, pattern) for pattern in wanted):
                 continue
             check_member(archive, member)
-            total += member.size + 512  # the least that an empty file takes
+            total += member.size + 4096  # and a block of the disk, which an empty file costs, too
             if total > most:
                 raise DataError(f'{archive}: unpacks to more than 100 times its size; do not use this archive')
             if total > free:
@@ -340,7 +340,7 @@ def write_members(archive: Path, folder: Path, wanted: Sequence[str]) -> None:
                     shutil.copyfileobj(source, file, 1 << 20)
             bar.update()
 
-# %% ../nbs/02_download.ipynb #0fe42412
+# %% ../nbs/02_download.ipynb #d3c7d4fd
 STAMP = '.unpacked'
 
 
@@ -360,12 +360,12 @@ def unpack(archive: str | Path, folder: str | Path, wanted: Sequence[str] = ('*'
         with disk_errors(part):
             part.mkdir(parents=True)
         write_members(archive, part, wanted)
-    except DAMAGED as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise DataError(f'{archive}: damaged archive ({error}); delete it and run again') from None
     except DataError:
         shutil.rmtree(part, ignore_errors=True)  # gives a full disk its room back
         raise
+    except DAMAGED as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise DataError(f'{archive}: damaged archive ({str(error)!r}); delete it and run again') from None
     (part / STAMP).write_text(archive.name, encoding='utf-8')
     part.rename(folder)
     return folder

@@ -7,12 +7,13 @@ __all__ = ['THRESHOLDS', 'confusion_matrix', 'iou', 'union_pixels', 'score_histo
            'error_shares', 'evaluate_seeds', 'class_scores', 'summarise', 'evaluate_labels', 'trivial_predictions',
            'evaluate_trivial']
 
-# %% ../nbs/08_evaluate.ipynb #e18436d2
+# %% ../nbs/08_evaluate.ipynb #760117e8
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .data import IGNORE, VOCFolder, read_mask
 from .launch import share, sum_over_processes
@@ -45,7 +46,7 @@ def union_pixels(confusion: np.ndarray) -> np.ndarray:
     "Pixels of each class in truth or prediction, (..., C)."
     return confusion.sum(-1) + confusion.sum(-2) - np.diagonal(confusion, axis1=-2, axis2=-1)
 
-# %% ../nbs/08_evaluate.ipynb #c68299e7
+# %% ../nbs/08_evaluate.ipynb #31658bef
 def score_histogram(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray, num_classes: int,
                     thresholds: np.ndarray = THRESHOLDS) -> np.ndarray:
     """Pixels (C, C, T + 1) int64 by truth, top class and number of thresholds below its score.
@@ -56,14 +57,19 @@ def score_histogram(truth: np.ndarray, scores: np.ndarray, classes: np.ndarray, 
         raise ValueError(f'scores {scores.shape[1:]} and truth {truth.shape} differ in size')
     if len(classes) and not 0 < min(classes) <= max(classes) < num_classes:
         raise ValueError(f'classes {[*classes]} of the scores; they must lie in 1 to {num_classes - 1}')
-    valid, levels = truth != IGNORE, len(thresholds) + 1
+    if ((truth >= num_classes) != (truth == IGNORE)).any():
+        raise ValueError(f'a label is not below {num_classes}')
+    levels, kept = len(thresholds) + 1, torch.as_tensor(classes if len(classes) else [0])  # nothing to win: background
+    rows = torch.from_numpy(np.where(truth == IGNORE, num_classes, truth.astype(np.int32)))  # one row more, for the ignored
+    winner = above = 0
     if len(classes):
-        top, winner = scores.max(0)[valid], np.asarray(classes)[scores.argmax(0)[valid]]
-    else:
-        top, winner = np.full(valid.sum(), -np.inf, np.float32), np.zeros(valid.sum(), np.int64)
-    above = np.searchsorted(np.asarray(thresholds, np.float32), top, side='left')
-    flat = (truth[valid].astype(np.int64) * num_classes + winner) * levels + above
-    return np.bincount(flat, minlength=num_classes**2 * levels).reshape(num_classes, num_classes, levels)
+        top, winner = torch.from_numpy(scores).max(0)
+        above = torch.bucketize(top, torch.from_numpy(np.asarray(thresholds, np.float32)), out_int32=True)
+    flat = (rows * len(kept) + winner) * levels + above
+    counts = torch.bincount(flat.flatten(), minlength=(num_classes + 1) * len(kept) * levels)
+    histogram = torch.zeros(num_classes, num_classes, levels, dtype=torch.int64)
+    histogram[:, kept] = counts.view(num_classes + 1, len(kept), levels)[:-1]
+    return histogram.numpy()
 
 
 def curve_confusions(histogram: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ __all__ = ['VARIANT_NAMES', 'SEGMENT_NAMES', 'BENCHMARKS', 'PAPER_YEAR', 'STYLES
            'forward_one', 'prediction_figure', 'move_apart', 'published', 'years_figure', 'curve_figure',
            'collapse_figure', 'received_attention', 'attention_figure']
 
-# %% ../nbs/12_figures.ipynb #00c3f125
+# %% ../nbs/12_figures.ipynb #a6c5dda3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from .cam import add_noise, attention_map, refine
 from .conformer import ConformerOutput
-from .data import IGNORE, VOCFolder, read_mask
+from .data import IGNORE, VOCFolder, disk_errors, read_mask
 from .paper import recent, table
 from .scenes import voc_palette
 from .seeds import Views, read_cams, seed_scores
 
-# %% ../nbs/12_figures.ipynb #fd349405
+# %% ../nbs/12_figures.ipynb #62d99872
 VARIANT_NAMES = {'baseline': 'TransCAM (baseline)', 'noise0': 'without noise', 'noise1': 'noise x 1 (ours)',
                  'noise2': 'noise x 2 (applied twice)', 'noise2x': 'noise x 2 (scaled)'}
 # segmentation networks: on a variant's pseudo-labels, or on true masks as their bound
@@ -37,7 +37,7 @@ SEGMENT_NAMES = {**VARIANT_NAMES, 'supervised': 'fully supervised'}
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
     "Write `folder/NAME.png` and `.svg`; the same figure gives the same bytes."
-    with plt.rc_context({'svg.hashsalt': name}):
+    with disk_errors(Path(folder, f'{name}.png')), plt.rc_context({'svg.hashsalt': name}):
         figure.savefig(Path(folder, f'{name}.png'), dpi=120, bbox_inches='tight', metadata={'Software': None})
         figure.savefig(Path(folder, f'{name}.svg'), bbox_inches='tight', metadata={'Date': None})
 

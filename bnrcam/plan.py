@@ -13,7 +13,7 @@ __all__ = ['SCRATCH', 'KNOWN', 'MOST', 'MEASURES', 'KINDS', 'is_plain_value', 'r
            'measure_walk_labels', 'measure_scores', 'time_scales', 'random_logits', 'measure_predictions', 'estimate',
            'device_name', 'busy', 'totals', 'readable', 'plan']
 
-# %% ../nbs/14_plan.ipynb #4a4dd040
+# %% ../nbs/14_plan.ipynb #76006351
 import ctypes
 import gc
 import io
@@ -50,7 +50,7 @@ from .launch import processes
 from . import models  # registers them with timm
 from .resnet38 import ResNet38Classifier, train_trunk
 from .scenes import voc_palette
-from .seeds import CAMs, Views, mirrored_cam, read_cams, write_cams
+from .seeds import CAMs, Views, mirrored_cam, read_cams, refiner, write_cams
 from .segment import SegmentData, deeplab, scaled_logits, train_segmenter, write_predictions
 from .train import progress_bar, save_tensors, train_classifier
 from .transforms import train_transform
@@ -488,7 +488,7 @@ def measure_segmenter(profile: dict, sample: Sample, backbone: str, budget: floa
     return measure_training(partial(segmenter, profile, backbone), partial(train_segmenter, iterations=MOST + 2), crops,
                             profile, options['batch_size'], budget, copies=3 if backbone == 'resnet38' else 4)
 
-# %% ../nbs/14_plan.ipynb #e00dc7d4
+# %% ../nbs/14_plan.ipynb #bae6d79b
 def on_disk(paths: Sequence[Path]) -> int:
     "Mean bytes on disk of files."
     return int(np.mean([-(-path.stat().st_size // 4096) * 4096 for path in paths]))
@@ -500,7 +500,8 @@ def time_seeds(profile: dict, budget: float, batch: int) -> tuple[float, int]:
     device = processes().device
     model = conformer(profile).to(device).eval()
     views = [torch.randn(batch, 3, s, s, device=device) for s in profile['inference']['scales']]
-    return repeat(lambda: [mirrored_cam(model, view).cpu() for view in views], budget), weight_bytes(model)
+    to_refined = refiner(model)
+    return repeat(lambda: [mirrored_cam(to_refined, view).cpu() for view in views], budget), weight_bytes(model)
 
 
 def measure_seeds(profile: dict, sample: Sample, of: str, budget: float) -> Measured:

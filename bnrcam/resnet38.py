@@ -123,7 +123,7 @@ class Stream:
         "`count` little-endian integers; code I, Q: 4, 8 bytes, i, q: with sign."
         return struct.unpack(f'<{count}{code}', self.take(count * struct.calcsize(f'<{code}')))
 
-# %% ../nbs/10_resnet38.ipynb #3a28eaf5
+# %% ../nbs/10_resnet38.ipynb #82028126
 def read_array(stream: Stream) -> Tensor:
     "The next array of an MXNet file, in any of the three forms; WeightsError for a sparse or unknown one."
     magic, = stream.ints('I')
@@ -135,11 +135,13 @@ def read_array(stream: Stream) -> Tensor:
         raise WeightsError(f'{stream.path}: no array where one should begin: the file is damaged')
     shape = stream.ints(code, dimensions)
     _device, _number, kind = stream.ints('i', 3)
-    # the product without zeros, as numpy bounds it
-    if kind not in DTYPES or min(shape) < 0 or np.prod([side or 1 for side in shape], dtype=object) > 2**40:
+    if kind not in DTYPES or min(shape) < 0:
         raise WeightsError(f'{stream.path}: an array of type {kind} and shape {shape}: the file is damaged')
     dtype, size = np.dtype(DTYPES[kind]), int(np.prod(shape, dtype=object))
-    return torch.from_numpy(np.frombuffer(stream.take(size * dtype.itemsize), dtype).reshape(shape).copy())
+    values = np.frombuffer(stream.take(size * dtype.itemsize), dtype)
+    try: return torch.from_numpy(values.reshape(shape).copy())
+    except ValueError:  # numpy bounds the shape of nothing, too
+        raise WeightsError(f'{stream.path}: an array of shape {shape}: the file is damaged') from None
 
 
 def read_params(path: str | Path) -> dict[str, Tensor]:

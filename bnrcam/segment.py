@@ -8,7 +8,7 @@ __all__ = ['HEAD', 'SCALES', 'TILE', 'STRIP', 'MARGIN', 'DeepLab', 'upsample', '
            'receptive_radius', 'tiled_logits', 'mean_logits', 'strips', 'label_maps', 'write_predictions',
            'infer_segments']
 
-# %% ../nbs/11_segment.ipynb #106980d4
+# %% ../nbs/11_segment.ipynb #07cc5974
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .affinity import seen_image
-from .crf import crf_probabilities, end_with_parent, fresh_folder, write_result
+from .crf import crf_probabilities, end_with_parent, fresh_folder, is_whole, write_result
 from .data import IGNORE, DataError, VOCFolder, as_image, as_mask, read_image, read_mask, to_input
 from .launch import global_mean, processes, share
 from .resnet38 import ResNet38
@@ -251,7 +251,7 @@ def label_maps(image: Image.Image, maps: Sequence[Tensor]) -> tuple[np.ndarray, 
         refined[rows] = crf_probabilities(pixels[seen], probabilities).argmax(0)[inner]
     return plain, refined
 
-# %% ../nbs/11_segment.ipynb #07e0a095
+# %% ../nbs/11_segment.ipynb #ffeee68d
 def write_predictions(root: str | Path, folders: Sequence[Path], name: str, maps: Sequence[np.ndarray]) -> None:
     "`label_maps` of the image `name` as palette PNGs, one in each of two folders: without CRF, with CRF."
     image = read_image(Path(root, 'JPEGImages', f'{name}.jpg'))
@@ -269,7 +269,7 @@ def infer_segments(model: DeepLab, root: str | Path, names: Sequence[str], folde
     model = model.to(state.device).eval()
     made_by = f'{model_digest(model)} {list(scales)} {code_digest()}'
     folders = [fresh_folder(Path(folder, kind), made_by) for kind in ('plain', 'crf')]
-    todo = [name for name in share(names) if not all((out / f'{name}.png').is_file() for out in folders)]
+    todo = [name for name in share(names) if not all(is_whole(out / f'{name}.png') for out in folders)]
     logits = lambda name: [m.numpy() for m in scaled_logits(model, read_image(Path(root, 'JPEGImages', f'{name}.jpg')), scales)]
     bar, workers = progress_bar(todo, unit='image', desc='segment'), min(workers or os.cpu_count(), max(1, len(todo)))
     if workers == 1:

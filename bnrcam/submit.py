@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SERVER_FOLDER', 'read_prediction', 'write_submission', 'check_names', 'image_size', 'read_scores']
 
-# %% ../nbs/11_submit.ipynb #f09ea9a1
+# %% ../nbs/11_submit.ipynb #34f73751
 import csv
 import io
 import os
@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from .data import DataError, open_picture
+from .data import DataError, disk_errors, open_picture
 from .launch import processes
 from .scenes import voc_palette
 
@@ -41,7 +40,7 @@ def read_prediction(path: str | Path, size: tuple[int, int], num_classes: int = 
         raise DataError(f"{path}: its palette is not VOC's; write it with bnrcam.data.write_mask and voc_palette()")
     return Path(path).read_bytes()
 
-# %% ../nbs/11_submit.ipynb #e930370d
+# %% ../nbs/11_submit.ipynb #6c4eeae6
 SERVER_FOLDER = 'results/VOC2012/Segmentation/comp6_test_cls'
 
 
@@ -58,14 +57,15 @@ def write_submission(folder: str | Path, names: Sequence[str], root: str | Path,
                 for name in sorted(names)}
     if not processes().is_main_process:
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.partial')
-    with tarfile.open(partial, 'w', format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in contents.items():
-            member = tarfile.TarInfo(f'{SERVER_FOLDER}/{name}.png')  # time 0, no owner
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    os.replace(partial, path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(partial, 'w', format=tarfile.USTAR_FORMAT) as archive:
+            for name, content in contents.items():
+                member = tarfile.TarInfo(f'{SERVER_FOLDER}/{name}.png')  # time 0, no owner
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        os.replace(partial, path)
     return path
 
 

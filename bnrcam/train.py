@@ -6,7 +6,7 @@
 __all__ = ['Seeded', 'TrainingError', 'save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'model_digest',
            'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
 
-# %% ../nbs/06_train.ipynb #44fad461
+# %% ../nbs/06_train.ipynb #5138b097
 import hashlib
 import json
 import math
@@ -14,6 +14,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -77,7 +78,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         print(f'{path}: damaged, not used ({error})')
         return {}, {}
 
-# %% ../nbs/06_train.ipynb #2db82361
+# %% ../nbs/06_train.ipynb #54501e43
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     "Optimizer state as named tensors, `optimizer.PARAMETER.ENTRY`."
     return {f'optimizer.{index}.{key}': torch.as_tensor(value)
@@ -107,10 +108,14 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+@cache
 def code_digest() -> str:
-    "12 hex digits of the package's source files."
+    "12 hex digits of the package's source files, as they were at the import: what runs, whatever is edited since."
     sources = sorted((p for p in files('bnrcam').iterdir() if p.name.endswith('.py')), key=lambda p: p.name)
     return hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
+code_digest()
 
 # %% ../nbs/06_train.ipynb #a4b83be4
 def folder_digest(folder: str | Path) -> str:

@@ -1,6 +1,7 @@
 """`make reproduce` from end to end on a tiny profile: products, staleness, failure, resume, and the page in a browser."""
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -129,19 +130,6 @@ def test_second_time_nothing_runs(repo):
     assert time.perf_counter() - start < 10
 
 
-def test_scores_of_the_server_fill_the_tables(repo):
-    "A file with returned scores makes the tables with test columns stale, and fills them."
-    path = repo / 'data/test_scores_tiny.csv'
-    path.write_text('run,background,apple,banana,leaf,fish,flower,starfish\nnoise1-s0,90,10,20,30,40,50,60\n')
-    try:
-        assert ran(repo) == NETWORK | {'index'}
-        result = make(repo, 'reports/tiny/table2.ipynb', 'reports/tiny/table3.ipynb')
-        assert result.returncode == 0, result.stdout
-        assert '42.9' in (repo / 'reports/tiny/table2.csv').read_text() and '42.9' in (repo / 'reports/tiny/table3.csv').read_text()
-    finally:
-        path.unlink()
-
-
 def test_archive_for_the_server(repo):
     with tarfile.open(repo / 'data/runs/tiny/noise1-s0/segment.tar') as archive:
         names = archive.getnames()
@@ -172,33 +160,62 @@ def test_failure_leaves_the_notebook_and_no_product(tmp_path):
     assert not (folder / 'pretrain.ipynb').exists() and not (repo / 'data/runs/tiny/pretrain/model.safetensors').exists()
 
 
-# a file that says that a stage is in the middle of its work
-MOMENTS = {'training': 'checkpoint.safetensors', 'seeds': 'cams/train_00002.safetensors', 'CRF': 'generous/train_00002.png',
-           'walk': 'walk_scores/train_00002.safetensors', 'labels': 'attention_crf/train_00002.png',
-           'segmentation': 'segment/checkpoint.safetensors', 'predictions': 'segment/crf/val_00002.png'}
+# a file whose appearance says how far a stage is, below reports/tiny or data/runs/tiny
+MOMENTS = '''
+pretrain/pretrain.made  trunk/trunk.failed.ipynb  pretrain/model.safetensors  trunk/history.csv
+baseline-s0/train.made  noise1-s0/checkpoint.safetensors  baseline-s0/model.safetensors
+noise1-s0/seeds.made  noise1-s0/cams/train_00002.safetensors  noise1-s0/seeds.json
+noise1-s0/pseudo.made  noise1-s0/generous/train_00002.png  noise1-s0/affinity/model.safetensors
+noise1-s0/walk_scores/train_00002.safetensors  noise1-s0/attention_crf/train_00002.png
+noise1-s0/segment.made  noise1-s0/segment/checkpoint.safetensors  noise1-s0/segment/crf/val_00002.png
+table1.made  table1.csv  threshold_slider.html  index.made  index.html'''.split()
+SOME = ('table1', 'table3', 'figure4', 'threshold')  # results whose notebooks the killed study makes
 
 
-def test_killed_in_every_stage_and_started_again(repo, tmp_path):
-    "Killed with -9 in the middle of each stage, `make` goes on where it was, and ends with the same files, byte for byte."
-    other = shutil.copytree(repo, tmp_path / 'other', symlinks=True)
-    folder, target = other / 'data/runs/tiny/noise1-s0', 'reports/tiny/noise1-s0/segment.ipynb'
-    for path in (folder, other / 'reports/tiny/noise1-s0'):
-        shutil.rmtree(path)
-    for moment in MOMENTS.values():
-        process = subprocess.Popen(command(target), cwd=other, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+def kill_at(repo, moments, *arguments):
+    """`make` in `repo`, killed with its process group once the first of `moments` appears that was not there. Returns that
+    moment, and the stages that were running; None and its output if it came to its end."""
+    found = lambda: {name for name in moments for top in ('reports/tiny', 'data/runs/tiny') if (repo / top / name).exists()}
+    before = found()
+    with open(repo / 'output', 'w+') as output:
+        process = subprocess.Popen(command(*arguments), cwd=repo, stdout=output, stderr=subprocess.STDOUT,
                                    start_new_session=True, env=environment())
-        while not (folder / moment).exists():
-            assert process.poll() is None, f'ended before {moment}'
-            time.sleep(.005)
+        while not (new := found() - before):
+            if process.poll() is not None:
+                return None, (repo / 'output').read_text()
+            time.sleep(.002)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (other / target).exists()
-        time.sleep(2)  # the orphaned kernel ends by itself once it sees that it is one
-    result = make(other, target)
-    assert result.returncode == 0, result.stdout
-    files = lambda folder: {path.relative_to(folder): digest(path) for path in folder.rglob('*')
-                            if path.is_file() and 'test_resnet' not in str(path)}
-    assert len(files(folder)) > 100 and files(folder) == files(repo / folder.relative_to(other))
+    process.wait()
+    began = {line[6:-1] for line in (repo / 'output').read_text().splitlines() if line.startswith('[tiny/')}
+    return min(new), {name for name in began if not (repo / f'reports/tiny/{name}.ipynb').exists()}
+
+
+def results(repo):
+    "The bytes of everything in which two runs of a study agree: all but the clock, and pictures of progress."
+    runs, reports = repo / 'data/runs/tiny', repo / 'reports/tiny'
+    timeless = lambda path: re.sub(r'"(finished|sha256)": ".*"', '', path.read_text())
+    return {**{path.relative_to(repo): digest(path) for path in runs.rglob('*') if path.is_file()},
+            **{path.name: digest(path) for name in SOME for path in reports.glob(f'{name}[._]*')
+               if path.suffix in ('.csv', '.md', '.tex', '.png', '.svg') or path.stem == 'threshold_slider'},
+            **{path.relative_to(repo): timeless(path) for path in reports.rglob('*.json')
+               if path.parent != reports or path.stem in SOME}}
+
+
+def test_killed_20_times_in_all_stages_and_started_again(repo, tmp_path):
+    "Killed with -9 and started again at once, `make` goes on where it was, and ends with the same files, byte for byte."
+    other = shutil.copytree(repo, tmp_path / 'other', ignore=shutil.ignore_patterns('reports', 'data'))
+    kills = []
+    arguments = ['reproduce', f"RESULTS={' '.join(SOME)}"]
+    while (kill := kill_at(other, MOMENTS, *arguments))[0]:
+        print(f'{len(kills) + 1}. {kill[0]}, in', ', '.join(sorted(kill[1])))
+        kills.append(kill)
+    assert 'Done.' in kill[1], kill[1]
+    assert len(kills) >= 20
+    hit = {name for _, running in kills for name in running}
+    assert {name.split('/')[-1] for name in hit} >= {'pretrain', 'trunk', 'train', 'seeds', 'pseudo', 'segment', 'table1', 'index'}
+    ours, theirs = results(other), results(repo)
+    assert len(ours) > 150 and ours == theirs
+    assert 'Nothing to do' in make(other, *arguments).stdout
 
 
 def test_help_lists_the_targets():
@@ -215,3 +232,16 @@ def test_pages(repo, browser):
     browser.get((out / 'index.html').as_uri())
     tables = browser.execute_script('return [...document.querySelectorAll("table")].map(t => t.tBodies[0].rows.length)')
     assert len(tables) == 5 and min(tables) >= 4
+
+
+def test_scores_of_the_server_fill_the_tables(repo):
+    "A file with returned scores makes the tables with test columns stale, and fills them."
+    path = repo / 'data/test_scores_tiny.csv'
+    path.write_text('run,background,apple,banana,leaf,fish,flower,starfish\nnoise1-s0,90,10,20,30,40,50,60\n')
+    try:
+        assert ran(repo) == NETWORK | {'index'}
+        result = make(repo, 'reports/tiny/table2.ipynb', 'reports/tiny/table3.ipynb')
+        assert result.returncode == 0, result.stdout
+        assert '42.9' in (repo / 'reports/tiny/table2.csv').read_text() and '42.9' in (repo / 'reports/tiny/table3.csv').read_text()
+    finally:
+        path.unlink()

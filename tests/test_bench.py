@@ -44,4 +44,5 @@ def test_make_names_a_folder_that_is_not_there(tmp_path):
     repo = new_repo(tmp_path)
     run = make(repo, 'bench', 'DATA=nowhere')
     assert run.returncode != 0 and 'DataError: nowhere/ImageSets' in run.stdout
-    assert [path.name for path in sorted((repo / 'reports/bench').iterdir())] == ['pseudo_labels.failed.ipynb', 'pseudo_labels.log']
+    assert [path.name for path in sorted((repo / 'reports/bench').iterdir())] == [
+        'pseudo_labels.failed.ipynb', 'pseudo_labels.log', 'pseudo_labels.made']

@@ -3,18 +3,37 @@
 The first part runs make with a papermill that writes little, so that a study of all stages takes seconds."""
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+import yaml
+from PIL import Image
 
 from bnrcam import batch
+from bnrcam.conformer import WeightsError, load_weights
+from bnrcam.crf import fresh_folder, map_images
+from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
+from bnrcam.figures import save_figure
+from bnrcam.report import Study, check_settings, load_results, write_json, write_table
+from bnrcam.scenes import SCENE_CLASSES, voc_palette
+from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
+from bnrcam.submit import write_submission
+from bnrcam.train import code_digest, fit, save_tensors
 from test_batch import RESULTS, TINY, environment, new_repo
 
+matplotlib.use('Agg')
 # writes what a stage writes: a notebook that tells its profile, a result; a stage named in PAUSE waits for the file `go`
 PAPERMILL = f'''#!{sys.executable} -IS
 import os, sys, time
@@ -29,6 +48,11 @@ if str(product).endswith(os.environ.get('PAUSE', 'nothing')):
 product.with_suffix('.json').write_text(text)
 if product.stem == 'index': product.with_suffix('.html').write_text('page')
 if 'table' in product.stem: product.with_suffix('.csv').write_text('1')
+'''
+# without what takes seconds to import
+PYTHON = f'''#!/bin/sh
+case "$1" in -c) exit 0;; esac
+exec {sys.executable} "$@"
 '''
 
 
@@ -85,9 +109,9 @@ def profiles(repo):
 def finished(tmp_path_factory):
     repo = new_repo(tmp_path_factory.mktemp('mock'))
     (repo / 'mock/bin').mkdir(parents=True)
-    (repo / 'mock/bin/python').symlink_to(sys.executable)
-    (repo / 'mock/bin/papermill').write_text(PAPERMILL)
-    (repo / 'mock/bin/papermill').chmod(0o755)
+    for name, text in (('papermill', PAPERMILL), ('python', PYTHON)):
+        (repo / 'mock/bin' / name).write_text(text)
+        (repo / 'mock/bin' / name).chmod(0o755)
     result = make(repo, 'reproduce')
     assert result.returncode == 0, result.stdout + result.stderr
     assert RESULTS | {'index', 'trunk/trunk', 'noise1-s0/segment'} < ran(result.stdout)
@@ -290,3 +314,238 @@ def test_removed_notebooks(repo):
     for name in ('noise1-s0/train', 'table5'):
         (repo / f'reports/tiny/{name}.ipynb').unlink()
     assert {'noise1-s0/train', 'noise1-s0/seeds', 'table5', 'index'} < would_run(repo)
+
+
+# disks: a small or a read-only one for reports
+
+def mounted(repo, script):
+    "What a shell script says that may mount, if that is allowed here."
+    enter = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c']
+    if not shutil.which('unshare') or subprocess.run([*enter, 'mount -t tmpfs none .'], cwd=repo, capture_output=True).returncode:
+        pytest.skip('needs the right to mount in a namespace of its own')
+    script = f'make() {{ command {" ".join(command())} "$@" 2>&1; }}; {script}'
+    return subprocess.run([*enter, script], cwd=repo, capture_output=True, text=True, timeout=300, env=environment()).stdout
+
+
+def test_disk_of_the_reports_runs_full(fresh):
+    output = mounted(fresh, '''mkdir reports; mount -t tmpfs -o size=100k none reports; make reproduce
+        echo SECOND; mount -o remount,size=99m reports; make reproduce; make reproduce''')
+    first, second = output.split('SECOND')
+    assert re.search('^[^\n]*reports/tiny/[^\n]*: No space left on device', first, re.M) and 'Traceback' not in first
+    done = ran(first) - set(re.findall(r'\*\*\* .*reports/tiny/(.*)\.ipynb\]', first))
+    assert len(done) > 3 and not done & ran(second)
+    assert 'Done.' in second and 'Nothing to do' in second
+
+
+def test_read_only_reports(repo):
+    output = mounted(repo, '''mount --bind reports reports; mount -o remount,bind,ro reports; make reproduce
+        echo SECOND; umount reports; make reproduce''')
+    first, second = output.split('SECOND')
+    assert 'reports/.tiny.lock: Read-only file system' in first and len(first.splitlines()) == 1
+    assert 'Nothing to do' in second
+
+
+def test_file_in_place_of_a_folder(fresh):
+    (fresh / 'reports/tiny').mkdir(parents=True)
+    (fresh / 'reports/tiny/noise1-s0').touch()
+    result = make(fresh, 'reproduce')
+    assert result.returncode and 'reports/tiny/noise1-s0' in result.stderr and 'Traceback' not in result.stdout + result.stderr
+    (fresh / 'reports/tiny/noise1-s0').unlink()
+    assert make(fresh, 'reproduce').returncode == 0 and up_to_date(fresh)
+
+
+# the limit is on the size of a file, whose error is that of a full disk but for its number
+
+@contextmanager
+def full_disk(room):
+    "No file of this process grows beyond `room` bytes."
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def noise(name): return np.random.default_rng(0).integers(0, 7, (64, 64)).astype(np.uint8)
+
+
+def submission(path):
+    base = path.parent.parent
+    with full_disk(10**9):  # which has room for what is there before
+        for name in ('JPEGImages', 'made'):
+            (base / name).mkdir(exist_ok=True)
+        Image.new('RGB', (64, 64)).save(base / 'JPEGImages/a.jpg')
+        write_mask(base / 'made/a.png', noise('a'), voc_palette())
+    write_submission(base / 'made', ['a'], base, path, 7)
+
+
+FRAME = pd.DataFrame({'a': ['b' * 3000]})
+WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones(999)}),
+           'cam.safetensors': lambda path: write_cams(path, CAMs(torch.tensor([0]), (64, 64), [torch.ones(1, 40, 40)]), 'a test'),
+           'a.png': lambda path: map_images(noise, ['a'], path.parent, 1),
+           'seeds.json': lambda path: write_json(path, {'a': [*range(999)]}),
+           'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', {}),
+           'figure1.png': lambda path: save_figure(curve(), path.parent, 'figure1'),
+           'segment.tar': submission}
+
+
+def curve():
+    figure, ax = plt.subplots()
+    ax.plot([0, 1])
+    return figure
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_full_disk(tmp_path, name):
+    "One line with the path, nothing under the name of what could not be written, and no trace once there is room."
+    path = tmp_path / 'out' / name
+    path.parent.mkdir()
+    with pytest.raises(DataError, match=f'{re.escape(str(path))}: cannot be written .*make room and run again') as error:
+        with full_disk(500):
+            WRITERS[name](path)
+    assert '\n' not in str(error.value)
+    assert not path.exists() or path.suffix in ('.csv', '.png')  # results have their record last, which is not there
+    assert not path.with_suffix('.json').exists()
+    WRITERS[name](path)
+    assert path.stat().st_size > 500 and not [*tmp_path.rglob('*part*')]
+
+
+@pytest.mark.parametrize('name', [name for name in WRITERS if name not in ('table1.csv', 'figure1.png')])
+def test_no_folder_to_write_to(tmp_path, name):
+    "A file lies where the folder should be, as for one of another owner or read-only."
+    blocked = tmp_path / 'out'
+    blocked.touch()
+    with pytest.raises(DataError, match=f'{re.escape(str(blocked))}.*: cannot be written'):
+        WRITERS[name](blocked / name)
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, index): return torch.rand(4)
+
+
+def train(folder, epochs=3, room=None):
+    "A few steps of a little network; from the second epoch on no file grows beyond `room`."
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 400)
+
+    def loss(net, batch):
+        loss.calls += 1
+        if room is not None and loss.calls == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return {'loss': net(batch).square().mean()}
+    loss.calls = 0
+    with full_disk(10**9):
+        fit(net, Numbers(), loss, torch.optim.AdamW(net.parameters()), folder, epochs=epochs, batch_size=2, seed=0, run={})
+    return loss.calls
+
+
+def contents(folder): return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_disk_runs_full_in_training(tmp_path):
+    "The finished epoch is kept, and with room again training goes on to the same bytes."
+    train(tmp_path / 'whole')
+    with pytest.raises(DataError, match='checkpoint.safetensors: cannot be written'):
+        train(tmp_path / 'cut', room=500)
+    assert [*contents(tmp_path / 'cut')] == ['checkpoint.safetensors']
+    assert train(tmp_path / 'cut') == 8
+    assert contents(tmp_path / 'cut') == contents(tmp_path / 'whole')
+
+
+# damaged files below data/runs
+
+def spoilt(content):
+    "Truncated, emptied, or with one bit flipped, at places all over."
+    yield from (content[:0], content[:9], content[:len(content) // 2], content[:-1])
+    for place in np.linspace(0, len(content) - 1, 60).astype(int):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        yield bytes(flipped)
+
+
+def test_damaged_checkpoint_and_model(tmp_path):
+    "Not taken up; the same bytes in the end. Never loaded as weights."
+    train(tmp_path / 'whole')
+    with pytest.raises(DataError):
+        train(tmp_path / 'cut', room=500)
+    kept, whole = (tmp_path / 'cut/checkpoint.safetensors').read_bytes(), contents(tmp_path / 'whole')
+    model = tmp_path / 'whole/model.safetensors'
+    for i, (checkpoint, weights) in enumerate(zip(spoilt(kept), spoilt(whole['model.safetensors']))):
+        model.write_bytes(weights)
+        with pytest.raises(WeightsError, match=re.escape(str(model))):
+            load_weights(torch.nn.Linear(4, 400), model)
+        if i % 8 == 0:
+            assert train(tmp_path / 'whole') == 12
+            assert contents(tmp_path / 'whole') == whole
+            again = tmp_path / f'again{i}'
+            again.mkdir()
+            (again / 'checkpoint.safetensors').write_bytes(checkpoint)
+            assert train(again) == 12
+            assert contents(again) == whole
+
+
+def test_damaged_cams(folder, net, tmp_path, capsys):
+    data = VOCFolder(folder, 'val', SCENE_CLASSES)
+    store = infer_seeds(net, data, tmp_path / 'cams', scales=[64], batch_size=2)
+    whole, path = contents(store), store / f'{data.names[1]}.safetensors'
+    for i, content in enumerate(spoilt(whole[path.name])):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=re.escape(str(path))):
+            read_cams(path)
+        if i % 8 == 0:
+            infer_seeds(net, data, store, scales=[64], batch_size=2)
+            assert contents(store) == whole
+    assert f'{path}: damaged, not used' in capsys.readouterr().out
+
+
+def test_damaged_labels_and_predictions(tmp_path, capsys):
+    map_images(noise, ['a', 'b'], tmp_path, 1)
+    whole, path = contents(tmp_path), tmp_path / 'a.png'
+    for i, content in enumerate(spoilt(whole['a.png'])):
+        path.write_bytes(content)
+        try:
+            same = np.array_equal(read_mask(path, 7), noise('a'))
+        except DataError as error:
+            same = str(path) in str(error)
+        assert same
+        if i % 8 == 0:
+            assert map_images(noise, ['a', 'b'], tmp_path, 1) <= 1 and contents(tmp_path) == whole
+    assert f'{path}: damaged' in capsys.readouterr().out
+
+
+def test_stamp_of_a_label_folder(tmp_path):
+    "What cannot be emptied does not pass as new; a damaged stamp empties."
+    out = fresh_folder(tmp_path / 'labels', 'one')
+    for stamp in (b'', b'on', b'\xff\xfe'):
+        (out / 'a.png').touch()
+        (out / 'made_by.txt').write_bytes(stamp)
+        assert [path.name for path in fresh_folder(out, 'one').iterdir()] == ['made_by.txt']
+
+
+# reports
+
+def test_runs_with_other_parameters_are_not_mixed(tmp_path):
+    for run, scales in (('baseline-s0', [64]), ('noise1-s0', [64, 128])):
+        write_json(tmp_path / run / 'seeds.json', {'variant': run[:-3], 'seed': 0, 'made_by': {'inference': {'scales': scales}}})
+    assert len(load_results(tmp_path, ['noise1-s0'])) == 1
+    with pytest.raises(DataError, match='noise1-s0/seeds.json: its inference is not that of baseline-s0/seeds.json'):
+        load_results(tmp_path, ['baseline-s0', 'noise1-s0'])
+
+
+def test_verify_knows_the_profile_of_today(tmp_path):
+    settings = {'profile': 'x', 'seeds': [0], 'variants': ['noise1'], 'inference': {'scales': [64]}, 'train': {'epochs': 3, 'lr': 1e-4}}
+    made_by = {'inference': {'scales': [64]}, 'training': {'epochs': 3, 'lr': 1e-4, 'seed': 0}}
+    (tmp_path / 'x.yaml').write_text(yaml.safe_dump(settings))
+    study = Study(tmp_path / 'x.yaml', tmp_path, tmp_path)
+    for edit, message in (({}, None), ({'training': {'epochs': 2, 'lr': 1e-4}}, 'training/epochs is 2, in the profile 3'),
+                          ({'inference': {'scales': [32]}}, 'inference/scales/0 is 32, in the profile 64')):
+        write_json(study.reports / 'noise1-s0/seeds.json', {'made_by': made_by | edit})
+        assert check_settings(study, 'noise1-s0/seeds.json') == message
+
+
+def test_code_of_a_record_is_that_of_the_import(monkeypatch):
+    "Whatever was edited since the stage began: it does not run."
+    monkeypatch.setattr('bnrcam.train.files', None)
+    assert len(code_digest()) == 12

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from bnrcam.cam import add_noise, attention_map, block_attention, refine
 from bnrcam.evaluate import confusion_matrix, curve_confusions, iou, score_histogram
 from bnrcam.losses import VARIANTS, bnr_loss, noise_logits
-from bnrcam.seeds import SCALES, CAMs, Views, mirrored_cam, read_cams, seed_scores, write_cams
+from bnrcam.seeds import SCALES, CAMs, Views, mirrored_cam, read_cams, refiner, seed_scores, write_cams
 from golden.recipe import fill_state_dict, image
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -139,7 +139,7 @@ def test_multi_scale_cams(photo, tmp_path):
     net, classes = recipe_model('tiny'), item['labels'].nonzero().flatten()
     np.testing.assert_array_equal(classes, file['class_ids'])
     with torch.inference_mode():
-        maps = [mirrored_cam(net, item[f'view_{s}'][None])[0, classes] for s in SCALES]
+        maps = [mirrored_cam(refiner(net), item[f'view_{s}'][None])[0, classes] for s in SCALES]
     write_cams(tmp_path / 'one.safetensors', CAMs(classes, tuple(item['size'].tolist()), maps), 'test')
     ours, theirs = seed_scores(read_cams(tmp_path / 'one.safetensors')), file['norm_cam'].astype(np.float32)
     inside = theirs >= 0  # the reference's pixels at the minimum leave [0, 1]; ours are 0

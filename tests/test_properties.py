@@ -4,10 +4,11 @@ import csv
 import io
 import json
 import math
+import shutil
 import signal
 import string
-import tarfile
-import zipfile
+import struct
+import zlib
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -172,15 +173,14 @@ def png(pixels=np.arange(35, dtype=np.uint8).reshape(5, 7) % 5, kind='PNG', pale
 
 
 def chunk(kind, content):
-    import zlib
-    return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
 
 
 @st.composite
 def built_png(draw):
     "A PNG of valid checksums, whose chunks are in any order and hold anything."
     side = st.sampled_from([0, 1, 5, 7, 100_000, 2**31 - 1, 2**32 - 1])
-    header = b''.join(draw(side).to_bytes(4) for _ in 'wh') + bytes(
+    header = struct.pack('>II', draw(side), draw(side)) + bytes(
         draw(st.sampled_from(choices)) for choices in ([1, 2, 4, 8, 16, 3], [0, 2, 3, 4, 6, 1], [0, 1], [0, 1], [0, 1, 2]))
     kinds = st.sampled_from([b'IHDR', b'IDAT', b'PLTE', b'tRNS', b'IEND', b'iCCP', b'zTXt', b'iTXt', b'tEXt', b'gAMA', b'pHYs',
                              b'acTL', b'fcTL', b'fdAT', b'cHRM', b'sRGB', b'eXIf', b'abcd', b'ABCD'])
@@ -408,12 +408,10 @@ def test_cams_come_back_within_half_precision(place, given):
 def test_cams_that_are_not_finite_are_not_stored(place, given, value, random):
     random.choice(given.maps).view(-1)[0] = value
     path = place / 'never.safetensors'
-    if value == 1e6 and all(m.numel() == len(m) for m in given.maps):
-        return  # a map of one pixel is its own mean
     value_or_line(lambda: write_cams(path, given, 'test'))
     assert not path.exists() or all(m.isfinite().all() for m in read_cams(path).maps)
     path.unlink(missing_ok=True)
-    if value != 1e6:
+    if not math.isfinite(value):
         with pytest.raises(DataError):
             write_cams(path, given, 'test')
         assert not path.exists()
@@ -572,14 +570,13 @@ def test_archives_of_any_bytes(place, name):
     @examples(80)
     @given(st.binary(max_size=40) | damaged(good))
     def check(content):
-        import shutil
         folder = place / 'unpacked'
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         (folder / name).write_bytes(content)
         value_or_line(lambda: unpack(folder / name, folder / 'deep' / 'to'))
         assert not (folder / 'deep' / 'to.partial').exists()
         assert all(folder / 'deep' / 'to' in path.parents for path in folder.rglob('*') if path.is_file() and path.name != name)
-        shutil.rmtree(folder)
     check()
 
 

@@ -1,7 +1,6 @@
 """Tables 2 to 4, their page and their figures from made-up results: ours and the paper's numbers never mix."""
 import base64
 import shutil
-from pathlib import Path
 
 import matplotlib
 import nbformat

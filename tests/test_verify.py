@@ -112,8 +112,8 @@ def change(path, edit):
 def test_an_honest_study_passes(finished, capsys):
     count = check(finished)
     output = capsys.readouterr().out
-    # two a result file, one a table, one for the evidence of each table and figure
-    assert count == 2 * (4 + 4 + 6 + 1) + 5 + 6 and f'All {count} checks passed' in output and 'WRONG' not in output
+    # three a result file, one a table, one for the evidence of each table and figure
+    assert count == 3 * (4 + 4 + 6 + 1) + 5 + 6 and f'All {count} checks passed' in output and 'WRONG' not in output
 
 
 def test_number_in_a_table(study, capsys):
