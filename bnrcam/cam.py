@@ -28,14 +28,14 @@ def attention_map(queries: Sequence[Tensor], keys: Sequence[Tensor], prefix_toke
     For pictures and proofs: `refine` multiplies by it without forming it."""
     return sum(block_attention(q, k)[:, prefix_tokens:, prefix_tokens:] for q, k in zip(queries, keys, strict=True))
 
-# %% ../nbs/04_cam.ipynb #b74d9077
+# %% ../nbs/04_cam.ipynb #f9f21df0
 TILE = {'cpu': 2**20, 'cuda': 2**26}  # attention weights that exist at a time: they stay in a CPU's cache, and fill a GPU
 
 
 def strips(query: Tensor, prefix_tokens: int) -> list[slice]:
     "Slices of the patch tokens: the rows of A* that are made at a time."
     batch, heads, tokens, _ = query.shape
-    rows = max(1, TILE.get(query.device.type, TILE['cuda']) // (batch * heads * tokens))
+    rows = max(64, TILE.get(query.device.type, TILE['cuda']) // (batch * heads * tokens))  # fewer multiply badly
     return [slice(start, start + rows) for start in range(0, tokens - prefix_tokens, rows)]
 
 

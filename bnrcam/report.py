@@ -9,9 +9,9 @@ __all__ = ['SHARED', 'DIFFERENCE', 'INTERVAL', 'PSEUDO', 'COMPARISON', 'SHARE', 
            'class_table', 'data_name', 'server_score', 'segmentation_table', 'load_modern', 'evidence',
            'write_evidence', 'write_table', 'write_figure', 'slider_map', 'data_uri', 'slider_image', 'write_slider',
            'evidence_rows', 'notebook_page', 'write_index', 'first_difference', 'check_scores', 'Study',
-           'check_settings', 'check_pixels', 'check_table', 'check_evidence', 'checks', 'verify']
+           'check_settings', 'check_pixels', 'check_weights', 'check_table', 'check_evidence', 'checks', 'verify']
 
-# %% ../nbs/13_report.ipynb #17e41395
+# %% ../nbs/13_report.ipynb #facf1020
 import base64
 import contextlib
 import hashlib
@@ -47,7 +47,7 @@ from .paper import VOC_LABELS, table
 from .scenes import voc_palette
 from .seeds import read_cams, seed_scores
 from .submit import read_scores
-from .train import code_digest
+from .train import code_digest, load_tensors
 
 # %% ../nbs/13_report.ipynb #c444432c
 def provenance(**values) -> dict:
@@ -824,7 +824,7 @@ class Study:
                        'table4': lambda: segmentation_table(4, networks(), modern(), self.name, benchmark)}
         return makers
 
-# %% ../nbs/13_report.ipynb #f14e8b33
+# %% ../nbs/13_report.ipynb #5590dc2b
 def check_settings(study: Study, file: str) -> str | None:
     "Was a result made with the parameters that are in the profile? What differs first, or None."
     path = study.reports / file
@@ -851,6 +851,11 @@ def check_pixels(study: Study, file: str) -> str | None:
     else:
         folders = {key: folder / path.stem / key for key in _label_maps(result)}
     return first_difference(result, {key: evaluate_labels(images, maps, scored) for key, maps in folders.items()})
+
+
+def check_weights(path: Path) -> str | None:
+    "Are the weights in a file the ones that were written? What is wrong, or None."
+    return None if load_tensors(path)[0] else 'damaged; remove it and the notebook of its stage, and run `make reproduce` again'
 
 
 def check_table(path: Path, make: Callable[[], pd.DataFrame]) -> str | None:
@@ -885,6 +890,8 @@ def checks(study: Study) -> Iterator[tuple[str, Callable[[], str | None]]]:
         yield f'{study.reports / file}: parameters of the profile', partial(check_settings, study, file)
         yield f'{study.reports / file}: scores of its confusion matrices', partial(check_scores, study.reports / file)
         yield f'{study.reports / file}: scores of the stored maps', partial(check_pixels, study, file)
+    for path in sorted(study.runs.rglob('model.safetensors')):
+        yield f'{path}: the weights', partial(check_weights, path)
     for name, make in study.tables().items():
         yield f'{study.reports / name}.csv: every cell', partial(check_table, study.reports / f'{name}.csv', make)
     for name in study.shown():

@@ -1,4 +1,4 @@
-"The benchmark of the pseudo-labels: it runs, its forms agree, and `make bench` says what is wrong with a folder."
+"The benchmarks: they run, their forms agree, and `make bench` says what is wrong with a folder."
 import json
 from pathlib import Path
 
@@ -8,16 +8,37 @@ from test_batch import make, new_repo
 
 from bnrcam.scenes import write_scenes
 
-NOTEBOOK = Path(__file__).parent.parent / 'nbs/bench/pseudo_labels.ipynb'
+NOTEBOOKS = Path(__file__).parent.parent / 'nbs/bench'
+
+
+def measured(folder, name, **parameters):
+    "The numbers that a benchmark leaves."
+    root = write_scenes(folder / 'scenes', sizes={'train': 2})
+    papermill.execute_notebook(NOTEBOOKS / f'{name}.ipynb', folder / 'out.ipynb', cwd=folder, progress_bar=False,
+                               start_timeout=600, parameters={'root': str(root), 'repeats': 1, 'threads': 1, **parameters})
+    return json.loads((folder / f'reports/bench/{name}.json').read_text())
 
 
 @pytest.fixture(scope='module')
 def result(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('bench')
-    root = write_scenes(folder / 'scenes', sizes={'train': 2})
-    papermill.execute_notebook(NOTEBOOK, folder / 'out.ipynb', cwd=folder, progress_bar=False, start_timeout=600, parameters={
-        'root': str(root), 'images': 1, 'repeats': 1, 'side': 256, 'cells': [[16, 16], [32, 32]]})
-    return json.loads((folder / 'reports/bench/pseudo_labels.json').read_text())
+    return measured(tmp_path_factory.mktemp('bench'), 'pseudo_labels', images=1, side=256, cells=[[16, 16], [32, 32]])
+
+
+def test_network(tmp_path):
+    result = measured(tmp_path, 'network', images=1, model='conformer_mini_patch16', training=[[128, 1]], inference=[[128, 1]],
+                      growth=[64], scales=[64, 128])
+    assert result['differences']['ours, double']['gradient'] < 1e-9
+    for part in ('training', 'inference'):
+        assert result[part][0]['ratio']['median'] > 0 and result[part][0]['memory_mib']['ours'] > 0
+    assert result['photo']['bytes']['median'] > 10 and result['curve'][0]['ratio']['median'] > 5
+    assert {row['form'] for row in result['growth']} == {'textbook', 'ours'} and result['made_by']['threads'] == 1
+
+
+def test_roofline(tmp_path):
+    result = measured(tmp_path, 'roofline', model='conformer_mini_patch16', training=[64, 1], scales=[64], width=1 / 32, side=96)
+    shares = {row['stage']: row['share of the limit'] for row in result['stages']}
+    assert len(shares) == 8 and all(0 < share < 2 for share in shares.values()), shares
+    assert result['peak_gflops'] > 1 and result['copy_gb_per_second'] > .1
 
 
 def test_crf(result):
@@ -45,4 +66,4 @@ def test_make_names_a_folder_that_is_not_there(tmp_path):
     run = make(repo, 'bench', 'DATA=nowhere')
     assert run.returncode != 0 and 'DataError: nowhere/ImageSets' in run.stdout
     assert [path.name for path in sorted((repo / 'reports/bench').iterdir())] == [
-        'pseudo_labels.failed.ipynb', 'pseudo_labels.log', 'pseudo_labels.made']
+        'network.failed.ipynb', 'network.log', 'network.made']

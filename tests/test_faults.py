@@ -26,7 +26,7 @@ from bnrcam.conformer import WeightsError, load_weights
 from bnrcam.crf import fresh_folder, map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.figures import save_figure
-from bnrcam.report import Study, check_settings, load_results, write_json, write_table
+from bnrcam.report import Study, check_settings, check_weights, load_results, write_json, write_table
 from bnrcam.scenes import SCENE_CLASSES, voc_palette
 from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
 from bnrcam.submit import write_submission
@@ -476,9 +476,10 @@ def test_damaged_checkpoint_and_model(tmp_path):
         model.write_bytes(weights)
         with pytest.raises(WeightsError, match=re.escape(str(model))):
             load_weights(torch.nn.Linear(4, 400), model)
+        assert check_weights(model).startswith('damaged')
         if i % 8 == 0:
             assert train(tmp_path / 'whole') == 12
-            assert contents(tmp_path / 'whole') == whole
+            assert contents(tmp_path / 'whole') == whole and check_weights(model) is None
             again = tmp_path / f'again{i}'
             again.mkdir()
             (again / 'checkpoint.safetensors').write_bytes(checkpoint)
