@@ -286,7 +286,7 @@ def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         named[name.removeprefix('backbone.').removeprefix('head.')] = value
     return named
 
-# %% ../nbs/03_conformer.ipynb #9bc68d13
+# %% ../nbs/03_conformer.ipynb #cd2c95d1
 class WeightsError(ValueError):
     "A weights file that cannot be read, or that belongs to another network."
 
@@ -322,14 +322,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f'{path}: no such weights file')
     try:
-        state = read_tensors(path)[0] if path.suffix == '.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+        state = (read_tensors(path)[0] if path.suffix == '.safetensors' else
+                 torch.load(path, map_location='cpu', weights_only=True))
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise WeightsError(f'{path}: damaged or no weights file ({_first_line(error)})') from None
     except Exception as error:  # pickle's own errors: the file wants to run code, or is no pickle
-        raise WeightsError(f'{path}: refused, it is no plain weights file ({_first_line(error)})') from None
+        raise WeightsError(f'{path}: refused, it is no plain weights file ({type(error).__name__}); take one that '
+                           'torch.load reads with weights_only=True') from None
     for key in ('model', 'state_dict'):
         state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(name, str) and _is_dense(value) for name, value in state.items()):
+    if not isinstance(state, dict) or not all(isinstance(name, str) and _is_dense(state[name]) for name in state):
         raise WeightsError(f'{path}: holds no state dict of dense tensors')
     return published_names({name.removeprefix('module.'): value for name, value in state.items()})
 
@@ -341,13 +343,14 @@ def _is_dense(value) -> bool:
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
-# %% ../nbs/03_conformer.ipynb #0a73ddfd
+# %% ../nbs/03_conformer.ipynb #ce5e92c0
 HEADS = ('conv_cls_head', 'trans_cls_head')
 
 
 def load_weights(model: nn.Module, path: str | Path, heads: tuple[str, ...] = HEADS) -> list[str]:
     """Load `path` into `model` and return the names left out: entries of `heads` whose shape differs or that the file
-    lacks. WeightsError if any other name, shape or kind of number differs, a value is not finite, or the file cannot be read."""
+    lacks. WeightsError if any other name, shape or kind of number differs, a value is not finite, or the file cannot be
+    read."""
     return fill_weights(model, read_weights(path), path, heads)
 
 

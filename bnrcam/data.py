@@ -68,7 +68,7 @@ def read_split(root: str | Path, split: str) -> list[str]:
         raise DataError(f'{path}: {name} is listed {count} times; list each image once')
     return names
 
-# %% ../nbs/02_data.ipynb #f497eec8
+# %% ../nbs/02_data.ipynb #f688b2b5
 PICTURES = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF')
 
 
@@ -89,9 +89,10 @@ def open_picture(path: str | Path, what: str = 'image') -> Iterator[Image.Image]
     except DataError:
         raise
     except Exception as error:  # Pillow lets out whatever a damaged file causes, from OSError to struct.error
-        raise DataError(f"{path}: damaged {what}, or none of {', '.join(PICTURES)} ({error}); fetch or make it again") from None
+        raise DataError(f"{path}: damaged {what}, or none of {', '.join(PICTURES)} ({error}); "
+                        'fetch or make it again') from None
 
-# %% ../nbs/02_data.ipynb #284551ee
+# %% ../nbs/02_data.ipynb #23243888
 def read_image(path: str | Path) -> Image.Image:
     "RGB image. Grey and CMYK pictures are converted; 16-bit, transparent and damaged ones are refused (DataError)."
     with open_picture(path) as image:
@@ -106,7 +107,7 @@ def read_labels(path: str | Path, classes: Sequence[str]) -> Tensor:
         raise DataError(f'{path}: no such annotation; every image needs one')
     try:
         objects = parse(path, forbid_dtd=True).getroot().findall('object')
-    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # the last two: of the encoding
+    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # the last two: an encoding
         raise DataError(f'{path}: no plain XML ({error}); fetch it again') from None
     names = {item.findtext('name', '').strip() for item in objects}
     if unknown := sorted(names - set(classes)):
@@ -136,7 +137,7 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
     image.putpalette(palette.tobytes())
     image.save(path)
 
-# %% ../nbs/02_data.ipynb #2b759c0a
+# %% ../nbs/02_data.ipynb #38312a17
 # torchvision costs as long to import as PyTorch, so only those who look at images pay for it
 
 
@@ -163,7 +164,7 @@ class VOCFolder(Dataset):
         if not self.root.is_dir():
             raise DataError(f'{root}: no such folder; give the folder that holds JPEGImages')
         if len(set(self.classes)) < len(self.classes) or len(self.classes) >= IGNORE:
-            raise DataError(f'{len(self.classes)} classes: their names must differ, and masks have room for {IGNORE - 1}')
+            raise DataError(f'{len(self.classes)} classes: names must differ, and masks have room for {IGNORE - 1}')
         self.names = read_split(root, split)
         for name in self.names:
             for path in (self.image_path(name), self.mask_path(name))[:1 + masks]:

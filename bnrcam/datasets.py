@@ -43,12 +43,12 @@ def check_count(what: str, names: Sequence[str], expected: int | None) -> None:
         raise DataError(f'{what}: {len(names)} images, not {expected or "any"}; a list is not the published one: '
                         'delete the folders raw and downloads and run again')
 
-# %% ../nbs/02_datasets.ipynb #c8a0d02c
+# %% ../nbs/02_datasets.ipynb #48887e2c
 MATRIX, COMPRESSED, STRUCTURE, UINT8 = 14, 15, 2, 9  # two types of elements, two classes of matrices
 
 
 def mat_elements(content: bytes) -> Iterator[tuple[int, bytes]]:
-    "(type, content) of the elements in a MATLAB file, one after the other; ValueError or struct.error if one is cut off."
+    "(type, content) of the elements in a MATLAB file, in a row; ValueError or struct.error if one is cut off."
     place = 0
     while place < len(content):
         kind, size = struct.unpack_from('<II', content, place)
@@ -74,7 +74,9 @@ def mat_field(elements: list[bytes], name: bytes) -> bytes:
 
 
 def mat_mask(content: bytes, variable: bytes, field: bytes) -> np.ndarray:
-    "The uint8 matrix `variable.field` of a MATLAB 5 file; ValueError, LookupError, struct.error or zlib.error if there is none."
+    """The uint8 matrix `variable.field` of a MATLAB 5 file, from its bytes.
+
+    ValueError, LookupError, struct.error or zlib.error if there is none."""
     for kind, element in mat_elements(content[128:]):
         if kind == COMPRESSED:
             kind, element = next(mat_elements(zlib.decompressobj().decompress(element, 1 << 26)), (0, b''))
@@ -239,15 +241,16 @@ def category_indices(categories: Sequence[dict], classes: Sequence[str] = COCO_C
                         + (f": {odd[0]!r} where '{odd[1]}' is known" if odd[0] else ''))
     return {category['id']: index for index, category in enumerate(ordered, 1)}
 
-# %% ../nbs/02_datasets.ipynb #df28f944
+# %% ../nbs/02_datasets.ipynb #7bbbc9a9
 def read_runs(text: str) -> list[int]:
     """Run lengths from COCO's compressed string: 5 bits a character, the lowest first, the last with the sign; from the
     fourth run on, the difference to the run two before."""
     runs = []
     for group in re.findall('[P-o]{0,6}[0-O]', text):
         bits = [ord(character) - ord('0') for character in group]
-        value = sum((part & 31) << 5 * place for place, part in enumerate(bits)) - ((bits[-1] & 16) << 5 * len(bits) - 4)
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = sum((part & 31) << 5 * place for place, part in enumerate(bits))
+        sign = (bits[-1] & 16) << 5 * len(bits) - 4
+        runs.append(value - sign + (runs[-2] if len(runs) > 2 else 0))
     return runs
 
 
@@ -268,13 +271,14 @@ def to_rle(annotation: dict, height: int, width: int) -> dict:
         raise DataError(f'{which}: run lengths must be whole numbers of pixels, {height * width} in all')
     return coco_rle.frPyObjects({'size': [height, width], 'counts': runs}, height, width)
 
-# %% ../nbs/02_datasets.ipynb #74e947db
+# %% ../nbs/02_datasets.ipynb #40bb2a33
 def coco_mask(annotations: Sequence[dict], height: int, width: int, indices: dict[int, int]) -> np.ndarray:
     """Mask (H, W) uint8: class of the smallest object at the pixel, 255 where only a crowd is, else 0 (background).
 
     DataError for an annotation that is not as COCO's are."""
     try:
-        shapes = [(to_rle(item, height, width), indices[item['category_id']], bool(item['iscrowd'])) for item in annotations]
+        shapes = [(to_rle(item, height, width), indices[item['category_id']], bool(item['iscrowd']))
+                  for item in annotations]
     except DataError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:

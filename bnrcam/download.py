@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .data import DataError, disk_errors
 
-# %% ../nbs/02_download.ipynb #2627283e
+# %% ../nbs/02_download.ipynb #8463dc67
 def is_private(url: str) -> bool:
     "Whether nobody on the way can read or change the bytes: HTTPS, or this computer itself."
     parts = urlsplit(url)
@@ -49,7 +49,8 @@ class Download:
             raise DataError(f'{self.url!r}: only https addresses are fetched')
         if self.name in ('', '..') or not self.name.isprintable():
             raise DataError(f'{self.url!r}: the address must end in the name of a file')
-        if not all(isinstance(size, int) and size >= 0 for size in (self.unpacked, 0 if self.size is None else self.size)):
+        sizes = self.unpacked, 0 if self.size is None else self.size
+        if not all(isinstance(size, int) and size >= 0 for size in sizes):
             raise DataError(f'{self.url}: sizes must be whole numbers of bytes')
         if not re.fullmatch('((md5|sha256):[0-9a-f]+)?', self.digest):
             raise DataError(f'{self.url}: digest {self.digest!r}; write md5:HEX or sha256:HEX')
@@ -150,7 +151,7 @@ def check_file(path: Path, download: Download) -> None:
         raise DataError(f'{path}: its {algorithm} is {found}, not {wanted}: damaged or another file; '
                         'delete it and run again')
 
-# %% ../nbs/02_download.ipynb #bf65f606
+# %% ../nbs/02_download.ipynb #ed455804
 def file_size(path: Path) -> int:
     "Bytes of a file, 0 if there is none."
     return path.stat().st_size if path.is_file() else 0
@@ -203,7 +204,7 @@ def transfer(download: Download, part: Path) -> None:
 
 
 def receive(response: BinaryIO, part: Path, start: int, total: int | None, name: str) -> None:
-    "Append the answer to `part` from byte `start` on, with a progress bar. DataError if it does not end at `total` bytes."
+    "Append the answer to `part` from byte `start` on, with a progress bar. DataError if it goes on after `total` bytes."
     with disk_errors(part):
         file = open(part, 'ab' if start else 'wb')
     with file, progress(initial=start, total=total, desc=name, unit='B', unit_scale=True) as bar:
@@ -313,9 +314,9 @@ def check_member(archive: Path, member: Member) -> None:
     if member.kind == 'other':
         raise DataError(f"{archive}: holds '{member.name}', a link or device; do not use this archive")
 
-# %% ../nbs/02_download.ipynb #5d891aec
-DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, ValueError,
-           OverflowError, RuntimeError, NotImplementedError)  # the last two: an encrypted zip, an unknown compression
+# %% ../nbs/02_download.ipynb #b13f39a1
+DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError,
+           ValueError, OverflowError, RuntimeError, NotImplementedError)  # the last two: encrypted, unknown compression
 
 
 def write_members(archive: Path, folder: Path, wanted: Sequence[str]) -> None:

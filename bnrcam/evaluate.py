@@ -22,7 +22,7 @@ from .train import progress_bar
 
 THRESHOLDS = np.arange(60) / 100
 
-# %% ../nbs/08_evaluate.ipynb #a96df43d
+# %% ../nbs/08_evaluate.ipynb #8e634c9a
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
     "(C, C) int64 pixel counts, row = truth, column = prediction, from two label maps of one shape; truth 255 is left out."
     if truth.shape != prediction.shape:
@@ -31,7 +31,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     truth, prediction = truth[valid].astype(np.int64), prediction[valid]
     for labels in (truth, prediction):
         if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
-            raise ValueError(f'labels run from {labels.min()} to {labels.max()}; they must lie in 0 to {num_classes - 1}')
+            raise ValueError(f'labels run from {labels.min()} to {labels.max()}, not within 0 to {num_classes - 1}')
     return np.bincount(truth * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

@@ -55,12 +55,14 @@ from .segment import SegmentData, deeplab, scaled_logits, train_segmenter, write
 from .train import progress_bar, save_tensors, train_classifier
 from .transforms import train_transform
 
-# %% ../nbs/14_plan.ipynb #66b97752
+# %% ../nbs/14_plan.ipynb #b1351db8
 def is_plain_value(value) -> bool:
     "Whether a value is a text, number, truth value, None, or a list or mapping (from texts) of such."
     if isinstance(value, dict):
         return all(type(key) is str and is_plain_value(item) for key, item in value.items())
-    return all(map(is_plain_value, value)) if isinstance(value, list) else type(value) in (str, int, float, bool, type(None))
+    if isinstance(value, list):
+        return all(map(is_plain_value, value))
+    return value is None or type(value) in (str, int, float, bool)
 
 
 def read_profile(path: str | Path) -> dict:
@@ -79,7 +81,8 @@ def read_profile(path: str | Path) -> dict:
         raise DataError(f'{path}: no profile: its settings must be NAME: VALUE')
     for name, value in profile.items():
         if not (isinstance(name, str) and name.isidentifier() and not iskeyword(name) and is_plain_value(value)):
-            raise DataError(f'{path}: the setting {name!r} is refused: give a name of letters, digits and _, and a plain value')
+            raise DataError(f'{path}: the setting {name!r} is refused: give a name of letters, digits and _, '
+                            'and a plain value')
     if not is_plain(str(profile.get('profile', 'none'))):
         raise DataError(f"{path}: profile {profile['profile']!r} names folders: use letters, digits, _, - and . only")
     return profile

@@ -163,7 +163,7 @@ def local(thing: Thing, shape: tuple[int, int], angle: float) -> tuple[tuple[sli
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return (rows, cols), np.stack([dx * c + dy * s, dy * c - dx * s])
 
-# %% ../nbs/01_scenes.ipynb #16e15d5f
+# %% ../nbs/01_scenes.ipynb #7a5381a1
 def paint_object(thing: Thing, hsv: np.ndarray, rng: np.random.Generator) -> tuple[tuple[slice, slice], np.ndarray]:
     """Paint an object of a class into hsv (3, H, W), in place; returns its window and its body there, (h, w) bool."""
     window, (u, v) = local(thing, hsv.shape[1:], rng.uniform(0, 2 * np.pi))
@@ -175,10 +175,10 @@ def paint_object(thing: Thing, hsv: np.ndarray, rng: np.random.Generator) -> tup
     hue = np.full_like(u, rng.normal(HUES[thing.label - 1], HUE_SD) / 360)
     saturation = np.where(core, strong - .15 * speckle, pale)
     value = bright + light + np.where(core, -.25 * speckle, .05)
-    hsv[:, *window][:, inside] = np.stack([hue, saturation, value])[:, inside]
+    hsv[(slice(None), *window)][:, inside] = np.stack([hue, saturation, value])[:, inside]
     return window, inside
 
-# %% ../nbs/01_scenes.ipynb #48b54cd2
+# %% ../nbs/01_scenes.ipynb #e5c47f73
 def paint_clutter(thing: Thing, hsv: np.ndarray, rng: np.random.Generator) -> tuple[tuple[slice, slice], np.ndarray]:
     """Paint a grey or brown stone or stick into hsv (3, H, W), in place; returns its window and its body there."""
     window, (u, v) = local(thing, hsv.shape[1:], rng.uniform(0, 2 * np.pi))
@@ -187,7 +187,7 @@ def paint_clutter(thing: Thing, hsv: np.ndarray, rng: np.random.Generator) -> tu
     inside = stick if rng.random() < .5 else stone
     hue, s, value = rng.uniform(.05, .11), rng.uniform(.03, .4), rng.uniform(.2, .6)
     colour = np.stack([np.full_like(u, hue), np.full_like(u, s), value + .1 * u + .05 * np.sin(9 * v)])
-    hsv[:, *window][:, inside] = colour[:, inside]
+    hsv[(slice(None), *window)][:, inside] = colour[:, inside]
     return window, inside
 
 # %% ../nbs/01_scenes.ipynb #c491323e

@@ -83,7 +83,7 @@ def mirrored_cam(to_refined: Callable[[Tensor], Tensor], views: Tensor) -> Tenso
     plain, mirror = to_refined(torch.cat([views, views.flip(-1)]))[:, 1:].chunk(2)
     return plain + mirror.flip(-1)
 
-# %% ../nbs/07_seeds.ipynb #35bfb287
+# %% ../nbs/07_seeds.ipynb #5e7e5738
 class CAMs(NamedTuple):
     "Refined CAMs of an image: class indices (K,), 0 the first foreground class; image size (H, W); per scale (K, h, w)."
     classes: Tensor
@@ -110,7 +110,8 @@ def read_cams(path: Path) -> CAMs:
         height, width = metadata['size']
         maps = [tensors[f'map_{i}'].float() + mean[:, None, None] for i, mean in enumerate(tensors['means'])]
         cams = CAMs(tensors['classes'].long(), (height, width), maps)
-        whole = all(type(side) is int and 0 < side < 2**16 for side in cams.size) and cams.classes.dim() == 1 and len(maps) and all(
+        sides = all(type(side) is int and 0 < side < 2**16 for side in cams.size)
+        whole = sides and cams.classes.dim() == 1 and len(maps) and all(
             m.dim() == 3 and len(m) == len(cams.classes) and m.isfinite().all() for m in maps)
     except (LookupError, TypeError, ValueError, RuntimeError):
         whole = False

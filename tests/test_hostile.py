@@ -1,7 +1,7 @@
 """No code runs from data, nothing is read or written outside the folder, no file takes the memory or waits for ever.
 
-Beside these: weights that run code and XML with entities in test_bad_input; archives with links, devices, paths and bombs in
-test_download; paths in a table of labels in test_folder, in a submission in test_submit."""
+Beside these: weights that run code and XML with entities in test_bad_input; archives with links, devices, paths and
+bombs in test_download; paths in a table of labels in test_folder, in a submission in test_submit."""
 import ast
 import io
 import json
@@ -106,17 +106,21 @@ def npz(bomb):
 
 
 READERS = {
-    'weights.pth': read_weights, 'weights.safetensors': read_weights, 'weights.params': read_params, 'weights.npz': read_weights,
+    'weights.pth': read_weights, 'weights.safetensors': read_weights, 'weights.params': read_params,
+    'weights.npz': read_weights,
     'trunk.pth': lambda path: load_resnet38(torch.nn.Linear(1, 1), path), 'cams.safetensors': read_cams,
-    'walked.safetensors': read_walked, 'mask.mat': read_sbd, 'image.jpg': read_image, 'mask.png': lambda path: read_mask(path, 3),
+    'walked.safetensors': read_walked, 'mask.mat': read_sbd, 'image.jpg': read_image,
+    'mask.png': lambda path: read_mask(path, 3),
     'prediction.png': lambda path: read_prediction(path, (4, 3)), 'labels.xml': lambda path: read_labels(path, CLASSES),
-    'labels.csv': lambda path: read_table(path, path.parent, CLASSES), 'scores.csv': lambda path: read_scores(path, CLASSES),
+    'labels.csv': lambda path: read_table(path, path.parent, CLASSES),
+    'scores.csv': lambda path: read_scores(path, CLASSES),
     'sources.json': lambda path: read_sources(path, VOC_FILES), 'coco.json': read_coco, 'result.json': read_json,
     'profile.yaml': read_profile, 'study.yaml': lambda path: Study(path, path.parent),
     'images.tar': lambda path: unpack(path, path.parent / 'to')}
 
 
-@pytest.mark.parametrize('write', [pickled, torch_zip, torch_old, torch_tar, npy, npz], ids=lambda write: write.__name__)
+@pytest.mark.parametrize('write', [pickled, torch_zip, torch_old, torch_tar, npy, npz],
+                         ids=lambda write: write.__name__)
 @pytest.mark.parametrize('name', READERS)
 def test_pickle_under_any_name(tmp_path, mark, name, write):
     (tmp_path / name).write_bytes(write(Run(mark)))
@@ -161,14 +165,18 @@ def with_header(header, length=None, data=bytes(8)):
     return struct.pack('<Q', len(text) if length is None else length) + text + data
 
 
-def entry(dtype='F32', shape=(2,), offsets=(0, 8)): return {'weight': {'dtype': dtype, 'shape': shape, 'data_offsets': offsets}}
+def entry(dtype='F32', shape=(2,),
+          offsets=(0, 8)): return {'weight': {'dtype': dtype, 'shape': shape, 'data_offsets': offsets}}
 
 
 @pytest.mark.parametrize('content', [
-    with_header(b'{}', 2**63), with_header(b'{}', 2**64 - 1), with_header(b'{}', 10**9), with_header(b'[' * 100_000), b'', b'\0' * 8,
+    with_header(b'{}', 2**63), with_header(b'{}', 2**64 - 1), with_header(b'{}', 10**9), with_header(b'[' * 100_000),
+    b'', b'\0' * 8,
     with_header(entry(shape=(2**62, 4))), with_header(entry(shape=(-2,))), with_header(entry(offsets=(0, 2**60))),
-    with_header(entry(offsets=(8, 0))), with_header(entry(dtype='PICKLE')), with_header(entry() | {'x': entry()['weight']}),
-    with_header({'__metadata__': {'bnrcam': '[' * 100_000}}, data=b''), with_header({'__metadata__': {'bnrcam': '[1]'}}, data=b'')])
+    with_header(entry(offsets=(8, 0))), with_header(entry(dtype='PICKLE')),
+    with_header(entry() | {'x': entry()['weight']}),
+    with_header({'__metadata__': {'bnrcam': '[' * 100_000}}, data=b''),
+    with_header({'__metadata__': {'bnrcam': '[1]'}}, data=b'')])
 def test_safetensors_with_an_absurd_header(tmp_path, content):
     start, path = time.perf_counter(), tmp_path / 'weights.safetensors'
     path.write_bytes(content)
@@ -188,7 +196,8 @@ LAUGHS = '<!DOCTYPE a [<!ENTITY e0 "ha">' + ''.join(
 @pytest.mark.parametrize('text', [
     LAUGHS, '<!DOCTYPE a [<!ENTITY e SYSTEM "file://SECRET">]><a><object><name>&e;</name></object></a>',
     '<!DOCTYPE a SYSTEM "file://SECRET"><a/>', '<!DOCTYPE a [<!ENTITY % e SYSTEM "file://SECRET"> %e;]><a/>',
-    '<a xmlns:xi="http://www.w3.org/2001/XInclude"><object><name><xi:include href="file://SECRET" parse="text"/></name></object></a>',
+    '<a xmlns:xi="http://www.w3.org/2001/XInclude"><object><name><xi:include href="file://SECRET" parse="text"/></name>'
+    '</object></a>',
     '<?xml-stylesheet href="file://SECRET"?><a><object><name>cow</name></object></a>'])
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
 def test_hostile_xml(tmp_path, text, encoding):
@@ -214,7 +223,8 @@ def chunk(kind, content):
 def png(width, height, mode=0, *chunks):
     "A PNG of few bytes that says it has that many pixels."
     header = struct.pack('>IIBBBBB', width, height, 8, mode, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + b''.join(chunks) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+    parts = [chunk(b'IHDR', header), *chunks, chunk(b'IDAT', zlib.compress(bytes(1000))), chunk(b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(parts)
 
 
 def jpeg(width, height):
@@ -223,8 +233,10 @@ def jpeg(width, height):
     return file.getvalue().replace(struct.pack('>HH', 8, 8), struct.pack('>HH', height, width))
 
 
-BOMBS = {'png of 10 gigapixels': png(100_000, 100_000), 'png just above the limit': png(10_000, 9_000), 'jpeg': jpeg(65_500, 65_500),
-         'png of 2**31 columns': png(2**31 - 1, 2**31 - 1), 'text': png(4, 3, 0, chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(10**8)))),
+BOMBS = {'png of 10 gigapixels': png(100_000, 100_000), 'png just above the limit': png(10_000, 9_000),
+         'jpeg': jpeg(65_500, 65_500),
+         'png of 2**31 columns': png(2**31 - 1, 2**31 - 1),
+         'text': png(4, 3, 0, chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(10**8)))),
          'palette': png(10_000, 9_000, 3, chunk(b'PLTE', bytes(768)))}
 
 
@@ -236,20 +248,24 @@ def test_picture_bombs(tmp_path, folder, name):
                        (folder / 'JPEGImages/train_00000.jpg', lambda path: image_size(folder, 'train_00000')),
                        (folder / 'JPEGImages/train_00000.jpg',
                         lambda path: VOCFolder(folder, 'train', SCENE_CLASSES, masks=True).mask('train_00000')),
-                       (folder / 'JPEGImages/train_00000.jpg', lambda path: VOCFolder(folder, 'train', SCENE_CLASSES)[0])):
+                       (folder / 'JPEGImages/train_00000.jpg',
+                        lambda path: VOCFolder(folder, 'train', SCENE_CLASSES)[0])):
         path.write_bytes(BOMBS[name])
         refused(lambda: read(path), path)
 
 
 def test_postscript_is_not_handed_to_ghostscript(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *_, **__: pytest.fail('Ghostscript was started'))
-    (tmp_path / 'x.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n%%EndComments\n(%pipe%touch pwned)(w)file\n%%EOF\n')
+    (tmp_path / 'x.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 3\n%%EndComments\n'
+                                     b'(%pipe%touch pwned)(w)file\n%%EOF\n')
     with Image.open(tmp_path / 'x.jpg') as picture:
         assert picture.format == 'EPS'  # what Pillow would make of it
     refused(lambda: read_image(tmp_path / 'x.jpg'), 'x.jpg')
 
 
-@pytest.mark.parametrize('kind', ['JPEGImages/train_00000.jpg', 'SegmentationClass/train_00000.png', 'Annotations/train_00000.xml'])
+@pytest.mark.parametrize('kind',
+                         ['JPEGImages/train_00000.jpg', 'SegmentationClass/train_00000.png',
+                          'Annotations/train_00000.xml'])
 def test_a_pipe_or_device_in_the_place_of_a_file(folder, kind):
     "Neither waits for somebody to write."
     for make in (os.mkfifo, lambda path: os.symlink('/dev/zero', path), os.mkdir):
@@ -264,21 +280,24 @@ def test_a_pipe_or_device_in_the_place_of_a_file(folder, kind):
 
 # names that are paths
 
-ESCAPES = ['../../secret', '/etc/passwd', '..', 'a/../../secret', 'a;b', '$(touch${IFS}pwned)', '`id`', '-rf', '.hidden', '~root',
+ESCAPES = ['../../secret', '/etc/passwd', '..', 'a/../../secret', 'a;b', '$(touch${IFS}pwned)', '`id`', '-rf',
+           '.hidden', '~root',
            'a\\..\\b', 'C:x', 'a\0b', '\x1b[31mred', '\u202ereversed', 'x' * 250, '<script>']
 
 
 @pytest.mark.parametrize('name', ESCAPES)
 def test_names_that_lead_out_of_the_folder(folder, name):
     secret = folder.parent / 'secret'
-    for path, kind in ((f'{secret}.jpg', 'JPEGImages'), (f'{secret}.xml', 'Annotations'), (f'{secret}.png', 'SegmentationClass')):
+    for path, kind in ((f'{secret}.jpg', 'JPEGImages'), (f'{secret}.xml', 'Annotations'),
+                       (f'{secret}.png', 'SegmentationClass')):
         shutil.copy(next((folder / kind).iterdir()), path)
     (folder / 'ImageSets/Segmentation/train.txt').write_text(f'train_00000\n{name}\n')
     message = refused(lambda: VOCFolder(folder, 'train', SCENE_CLASSES), 'train.txt')
     assert message.isprintable()
     refused(lambda: read_split(folder, '../../../secret'), 'no such split')
     (folder / 'labels.csv').write_text(f'file,labels\n{name}.jpg,cat\n')
-    refused(lambda: folder_from_table(folder / 'labels.csv', folder / 'JPEGImages', folder.parent / 'out', CLASSES), 'line 2')
+    refused(lambda: folder_from_table(folder / 'labels.csv', folder / 'JPEGImages', folder.parent / 'out', CLASSES),
+            'line 2')
     assert not (folder.parent / 'out').exists()
 
 
@@ -312,13 +331,18 @@ RUNS = lambda counts: {'segmentation': {'size': [6, 8], 'counts': counts}}
 
 
 @pytest.mark.parametrize('changes', [
-    RUNS([2**32 - 1, 2**32 + 1, -2**33 + 48]), RUNS([-48, 96]), RUNS([10**18]), RUNS([24.5, 23.5]), RUNS(['48']), RUNS([]), RUNS(''),
+    RUNS([2**32 - 1, 2**32 + 1, -2**33 + 48]), RUNS([-48, 96]), RUNS([10**18]), RUNS([24.5, 23.5]), RUNS(['48']),
+    RUNS([]), RUNS(''),
     RUNS('0'), RUNS('o' * 100_000), RUNS('oooooooo0'), RUNS('PPPP'), RUNS('\N{SNOWMAN}'), RUNS(None), RUNS({'a': 1}),
     {'segmentation': {'size': [2**31, 2**31], 'counts': [2**62]}}, {'segmentation': {'size': '68', 'counts': [48]}},
-    {'segmentation': [[0, 0, 1e9, 0, 1e9, 1e9]]}, {'segmentation': [[0, 0, 1e300, 0, 5, 5]]}, {'segmentation': [[0, 0, -1e9, 0, 5, 5]]},
-    {'segmentation': [[0, 0, 10**400, 0, 5, 5]]}, {'segmentation': [[[0, 0], [1, 1], [2, 2]] * 2]}, {'segmentation': 'a' * 10},
-    {'height': 2**31, 'width': 2**31}, {'height': -6}, {'height': '6'}, {'category_id': 99}, {'category_id': [3]}, {'image_id': 2},
-    {'file_name': '..'}, {'file_name': 'a\nb.jpg'}, {'file_name': '<a>.jpg'}, {'file_name': 'a\0.jpg'}, {'file_name': 'x' * 300},
+    {'segmentation': [[0, 0, 1e9, 0, 1e9, 1e9]]}, {'segmentation': [[0, 0, 1e300, 0, 5, 5]]},
+    {'segmentation': [[0, 0, -1e9, 0, 5, 5]]},
+    {'segmentation': [[0, 0, 10**400, 0, 5, 5]]}, {'segmentation': [[[0, 0], [1, 1], [2, 2]] * 2]},
+    {'segmentation': 'a' * 10},
+    {'height': 2**31, 'width': 2**31}, {'height': -6}, {'height': '6'}, {'category_id': 99}, {'category_id': [3]},
+    {'image_id': 2},
+    {'file_name': '..'}, {'file_name': 'a\nb.jpg'}, {'file_name': '<a>.jpg'}, {'file_name': 'a\0.jpg'},
+    {'file_name': 'x' * 300},
     {'file_name': '\ud800.jpg'}, {'file_name': '.jpg'}, {'file_name': 7}])
 def test_hostile_coco(tmp_path, changes):
     "In C code a wrong number is no exception, but a crash or what lay in memory."
@@ -376,25 +400,32 @@ CODE = "__import__('os').system('touch {mark}')"
 PROFILES = {
     'a python tag': '!!python/object/apply:os.system ["touch {mark}"]', 'python/name': 'x: !!python/name:os.system',
     'python/object/new': 'x: !!python/object/new:os.system ["touch {mark}"]',
-    'code as a name': f'"{CODE}": 1', 'code before a name': f'"a = {CODE}; b": 1', 'a name of two lines': f'"a\\n{CODE}\\nb": 1',
+    'code as a name': f'"{CODE}": 1', 'code before a name': f'"a = {CODE}; b": 1',
+    'a name of two lines': f'"a\\n{CODE}\\nb": 1',
     'a name that is none': '1: 2', 'a keyword': 'None: 1\nimport: 2', 'no name': '? [a, b]\n: 1',
     # papermill quotes texts, but not what it does not know
-    'a set': f"x: !!set {{'\"; {CODE}; \"'}}", 'bytes': 'x: !!binary ' + 'IjsgMS8wOyAi', 'pairs': f"x: !!pairs [a: '\"; {CODE}; \"']",
+    'a set': f"x: !!set {{'\"; {CODE}; \"'}}", 'bytes': 'x: !!binary ' + 'IjsgMS8wOyAi',
+    'pairs': f"x: !!pairs [a: '\"; {CODE}; \"']",
     'a date': 'x: 2012-12-12', 'a number as a key': 'x: {{1: 2}}',
-    'laughs': 'a: &a [x, x]\n' + '\n'.join(f'a{i}: &a{i} [*a{i - 1 if i else ""}, *a{i - 1 if i else ""}]' for i in range(60)),
-    'itself': 'a: &a [*a]', 'depth': 'a: ' + '[' * 2000, 'a path': 'profile: ../../out', 'a list': '[a, b]', 'text': 'a', 'nothing': ''}
+    'laughs': 'a: &a [x, x]\n' + '\n'.join(f'a{i}: &a{i} [*a{i - 1 if i else ""}, *a{i - 1 if i else ""}]'
+                                           for i in range(60)),
+    'itself': 'a: &a [*a]', 'depth': 'a: ' + '[' * 2000, 'a path': 'profile: ../../out', 'a list': '[a, b]',
+    'text': 'a', 'nothing': ''}
 
 
 @pytest.mark.parametrize('name', PROFILES)
 def test_profiles_that_are_no_plain_values(tmp_path, mark, name):
     start = time.perf_counter()
-    (tmp_path / 'evil.yaml').write_text(PROFILES[name].replace('{mark}', str(mark)).replace('{{', '{').replace('}}', '}'))
+    (tmp_path / 'evil.yaml').write_text(PROFILES[name].replace('{mark}', str(mark)).replace('{{', '{').replace('}}',
+                                                                                                               '}'))
     refused(lambda: read_profile(tmp_path / 'evil.yaml'), 'evil.yaml')
     assert time.perf_counter() - start < 5
 
 
-VALUES = ['"; import os; os.system("touch pwned"); "', "'; import os #", '\\"; x = 1; "', 'a\nimport os', '{x}', '{{x}}', "f'{1}'", '%s',
-          '\\', '\\\\"', '"""', "'''", '\u2028import os', '\x85import os', '\0', 'None', '\N{SNOWMAN}', '$(touch pwned)', '`touch pwned`']
+VALUES = ['"; import os; os.system("touch pwned"); "', "'; import os #", '\\"; x = 1; "', 'a\nimport os', '{x}',
+          '{{x}}', "f'{1}'", '%s',
+          '\\', '\\\\"', '"""', "'''", '\u2028import os', '\x85import os', '\0', 'None', '\N{SNOWMAN}',
+          '$(touch pwned)', '`touch pwned`']
 
 
 def injected(notebook):
@@ -405,13 +436,14 @@ def injected(notebook):
 
 
 def test_parameters_are_values(tmp_path):
-    "From a profile (-f) and from a command line (-p, -r): what papermill writes into the notebook is one assignment a value, and equal."
+    "From a profile (-f) and a command line (-p, -r): papermill writes one assignment a value, the same value."
     from papermill.cli import papermill
     profile = {'profile': 'x', 'about': VALUES[0], 'variants': VALUES, 'dataset': {value: value for value in VALUES}}
     (tmp_path / 'x.yaml').write_text(yaml.safe_dump(profile))
     assert read_profile(tmp_path / 'x.yaml') == profile
     for i, value in enumerate(VALUES):
-        arguments = [str(ROOT / 'nbs/stages/seeds.ipynb'), str(tmp_path / 'out.ipynb'), '--prepare-only', '-f', str(tmp_path / 'x.yaml'),
+        arguments = [str(ROOT / 'nbs/stages/seeds.ipynb'), str(tmp_path / 'out.ipynb'), '--prepare-only', '-f',
+                     str(tmp_path / 'x.yaml'),
                      '-p' if i % 2 else '-r', 'run', value]
         papermill(arguments, standalone_mode=False)
         expected = {'run': None if (value, i % 2) == ('None', 1) else value, **profile}
@@ -431,13 +463,16 @@ def repo(tmp_path_factory):
 
 def make(repo, *arguments):
     environment = {key: value for key, value in os.environ.items() if key not in ('MAKEFLAGS', 'MAKELEVEL')}
-    return subprocess.run(['make', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/ready', 'JOBS=1', *arguments], cwd=repo, text=True,
+    return subprocess.run(['make', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/ready', 'JOBS=1', *arguments], cwd=repo,
+                          text=True,
                           capture_output=True, timeout=100, env=environment)
 
 
 @pytest.mark.parametrize('argument', [
-    'PROFILE=x; touch {}', 'PROFILE=$$(touch {})', 'PROFILE=`touch {}`', "PROFILE=x'; touch {}; '", 'PROFILE=x\ntouch {}',
-    'PROFILE=$(shell touch {})', 'PROFILE=..', 'PROFILE=../../x', 'PROFILE=', 'PROFILE=x y', 'DATA=x; touch {}', 'DATA=$$(touch {})',
+    'PROFILE=x; touch {}', 'PROFILE=$$(touch {})', 'PROFILE=`touch {}`', "PROFILE=x'; touch {}; '",
+    'PROFILE=x\ntouch {}',
+    'PROFILE=$(shell touch {})', 'PROFILE=..', 'PROFILE=../../x', 'PROFILE=', 'PROFILE=x y', 'DATA=x; touch {}',
+    'DATA=$$(touch {})',
     'DATA=x y', "SOURCES=')+__import__('os').system('touch {}')+str('", 'SOURCES=x|touch {}'])
 @pytest.mark.parametrize('target', ['reproduce', 'clean'])
 def test_what_goes_to_the_shell(repo, mark, argument, target):
@@ -451,8 +486,10 @@ MINI = (ROOT / 'nbs/profiles/mini.yaml').read_text().replace('profile: mini', 'p
 
 
 @pytest.mark.parametrize('old, new', [
-    ('variants: [', 'variants: [a$(touch${{IFS}}{}), '), ('seeds: [', 'seeds: [`touch\t{}`, '), ('modern: [', "modern: [x;'touch {}', "),
-    ('segment: {{weights: ', 'segment: {{weights: x$(touch\t{}).params, other: '), ('profile: evil', 'profile: ../../evil'),
+    ('variants: [', 'variants: [a$(touch${{IFS}}{}), '), ('seeds: [', 'seeds: [`touch\t{}`, '),
+    ('modern: [', "modern: [x;'touch {}', "),
+    ('segment: {{weights: ', 'segment: {{weights: x$(touch\t{}).params, other: '),
+    ('profile: evil', 'profile: ../../evil'),
     ('profile: evil', 'profile: mini'), ('root: ', '"__import__(\'os\').system(\'touch {}\')": ')])
 def test_a_profile_that_speaks_to_the_shell_or_to_python(repo, mark, old, new):
     old, new = old.format(mark), new.format(mark)
@@ -475,7 +512,8 @@ def test_the_page_shows_markup_as_text(tmp_path):
     write_table(frame, tmp_path, 'table2', {'profile': SCRIPT, 'results': {}, QUOTE: {SCRIPT: [QUOTE]}})
     cell = nbformat.v4.new_code_cell(f'x = {SCRIPT!r}', outputs=[
         nbformat.v4.new_output('stream', text=f'{SCRIPT}{QUOTE}'), nbformat.v4.new_output('execute_result', data={
-            'text/html': frame.style.hide(axis='index').format(escape='html').format_index(escape='html', axis=1).to_html()})])
+            'text/html': frame.style.hide(axis='index').format(escape='html').format_index(escape='html',
+                                                                                           axis=1).to_html()})])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / 'table2.ipynb')
     run = tmp_path / 'noise1" onload="alert(1)'
     run.mkdir()
