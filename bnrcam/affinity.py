@@ -328,12 +328,12 @@ def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolde
     state.wait_for_everyone()
     return folder
 
-# %% ../nbs/10_affinity.ipynb #34ea34f0
+# %% ../nbs/10_affinity.ipynb #f024abe7
 def read_walked(path: Path) -> Walked:
     "What `infer_walks` stored; DataError if there is nothing."
     tensors, metadata = load_tensors(path)
     if not tensors:
-        raise DataError(f'{path}: no walked seeds of this image; run the walk first')
+        raise DataError(f'{path}: no walked seeds of this image, or damaged ones; run the walk again')
     try:
         size, covers = (tuple(metadata['walk'][key]) for key in ('size', 'covers'))
         return Walked(tensors['classes'], size, covers, tensors['scores'])

@@ -83,7 +83,7 @@ def mirrored_cam(to_refined: Callable[[Tensor], Tensor], views: Tensor) -> Tenso
     plain, mirror = to_refined(torch.cat([views, views.flip(-1)]))[:, 1:].chunk(2)
     return plain + mirror.flip(-1)
 
-# %% ../nbs/07_seeds.ipynb #5e7e5738
+# %% ../nbs/07_seeds.ipynb #19b63aac
 class CAMs(NamedTuple):
     "Refined CAMs of an image: class indices (K,), 0 the first foreground class; image size (H, W); per scale (K, h, w)."
     classes: Tensor
@@ -105,7 +105,7 @@ def read_cams(path: Path) -> CAMs:
     "What `write_cams` stored; DataError if there is none, or something else."
     tensors, metadata = load_tensors(path)
     if not tensors:
-        raise DataError(f'{path}: no CAMs of this image; run the seeds stage')
+        raise DataError(f'{path}: no CAMs of this image, or damaged ones; run the seeds stage again')
     try:
         height, width = metadata['size']
         maps = [tensors[f'map_{i}'].float() + mean[:, None, None] for i, mean in enumerate(tensors['means'])]

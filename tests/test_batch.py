@@ -162,8 +162,8 @@ def test_failure_leaves_the_notebook_and_no_product(tmp_path):
 
 # a file whose appearance says how far a stage is, below reports/tiny or data/runs/tiny
 MOMENTS = '''
-pretrain/pretrain.made  trunk/trunk.failed.ipynb  pretrain/model.safetensors  trunk/history.csv
-baseline-s0/train.made  noise1-s0/train.made  noise1-s0/checkpoint.safetensors  baseline-s0/model.safetensors
+pretrain/pretrain.made  trunk/trunk.failed.ipynb  pretrain/model.safetensors
+baseline-s0/train.made  noise1-s0/train.made  noise1-s0/checkpoint.safetensors
 noise1-s0/seeds.made  noise1-s0/cams/train_00002.safetensors  noise1-s0/seeds.json
 noise1-s0/pseudo.made  noise1-s0/generous/train_00002.png  noise1-s0/affinity/model.safetensors
 noise1-s0/walk_scores/train_00002.safetensors  noise1-s0/attention_crf/train_00002.png

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -73,7 +72,7 @@ def ask(address, what, method='GET'):
     try:
         request = Request(f'{address}/api/{what}', method=method, headers={'Authorization': f'token {TOKEN}'})
         text = urlopen(request, timeout=30).read()
-    except URLError:
+    except OSError:
         return None
     return json.loads(text or 'null')
 
