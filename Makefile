@@ -187,7 +187,7 @@ define papermill
 	@mkdir -p $(@D)
 	@echo '[$(patsubst reports/%.ipynb,%,$@)]'
 	@$(GUARD) begin $@ $(filter-out again,$^)
-	@exec 9>> $(LOCK); $(GUARD) share 9; $(if $(findstring /stages/,$<),$(LAUNCH)) $(BIN)/papermill $< \
+	@exec 9<> $(LOCK); $(GUARD) share 9; $(if $(findstring /stages/,$<),$(LAUNCH)) $(BIN)/papermill $< \
 	    $(@:.ipynb=.failed.ipynb) $(YAML:%=-f %) -p root $(DATA) $(1) \
 	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
 	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \

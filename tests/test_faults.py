@@ -313,6 +313,20 @@ def test_every_damage_is_seen(repo, damage, monkeypatch, capsys):
         path.write_bytes(kept)
 
 
+def test_killed_between_record_and_product(repo, monkeypatch, capsys):
+    "The last two steps of a stage: the product before it does not pass as the new one."
+    monkeypatch.chdir(repo)
+    product = Path('reports/tiny/table5.ipynb')
+    batch.begin(str(product), 'nbs/results/table5.ipynb')
+    product.with_suffix('.failed.ipynb').write_text('new')
+    replace = os.replace
+    monkeypatch.setattr(batch.os, 'replace', lambda old, new: replace(old, new) if new != product else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        batch.end(str(product))
+    batch.stale('reports/tiny')
+    assert str(product) in capsys.readouterr().out
+
+
 def test_removed_notebooks(repo):
     for name in ('noise1-s0/train', 'table5'):
         (repo / f'reports/tiny/{name}.ipynb').unlink()
