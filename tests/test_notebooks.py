@@ -100,7 +100,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 STUDY = {"jinja2", "yaml", "matplotlib"}  # torch, huggingface_hub and timm may look for these themselves
 sys.meta_path.insert(0, Refuse())
 import bnrcam
-from bnrcam import affinity, cam, crf, data, evaluate, losses, paper, scenes, seeds, train
+from bnrcam import affinity, cam, crf, data, evaluate, losses, models, paper, scenes, seeds, train
 import timm
 timm.create_model("conformer_mini_patch16", num_classes=3)
 '''
