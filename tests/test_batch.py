@@ -162,15 +162,14 @@ def test_failure_leaves_the_notebook_and_no_product(tmp_path):
 
 # a file whose appearance says how far a stage is, below reports/tiny or data/runs/tiny
 MOMENTS = '''
-pretrain/pretrain.made  trunk/trunk.made  pretrain/model.safetensors
+pretrain/pretrain.made  trunk/trunk.failed.ipynb  pretrain/model.safetensors
 baseline-s0/train.made  noise1-s0/train.made  noise1-s0/checkpoint.safetensors
-noise1-s0/seeds.made  noise1-s0/cams/train_00002.safetensors  supervised-s0/segment.made  baseline-s0/seeds.made
+noise1-s0/seeds.made  noise1-s0/cams/train_00002.safetensors  noise1-s0/seeds.json
 noise1-s0/pseudo.made  noise1-s0/generous/train_00002.png  noise1-s0/affinity/model.safetensors
 noise1-s0/walk_scores/train_00002.safetensors  noise1-s0/attention_crf/train_00002.png
 noise1-s0/segment.made  noise1-s0/segment/checkpoint.safetensors  noise1-s0/segment/crf/val_00002.png
-noise1-s0/segment-test_resnet.made  table1.made  threshold.made  threshold_slider.html  table3.made  index.made  index.html
-'''.split()
-SOME = ('table1', 'table3', 'threshold')  # results whose notebooks the killed study makes
+table1.made  table1.csv  threshold.made  threshold_slider.html  figure4.made  table3.made  index.made  index.html'''.split()
+SOME = ('table1', 'table3', 'figure4', 'threshold')  # results whose notebooks the killed study makes
 
 
 def kill_at(repo, moments, *arguments):
