@@ -188,7 +188,7 @@ def test_interrupted(fresh):
     "Ctrl-C reaches make, its stages and the lock's holder."
     first = start(fresh, 'noise1-s0/train')
     os.killpg(first.pid, signal.SIGINT)
-    first.wait(20)
+    first.wait(300)
     (fresh / 'paused').unlink()
     assert make(fresh, 'reproduce').returncode == 0 and up_to_date(fresh)
 
