@@ -41,7 +41,7 @@ class ConformerOutput(NamedTuple):
         "(B, S) classification score: the mean of M plus the class-token logits."
         return self.cam.mean((-2, -1)) + self.token_logits
 
-# %% ../nbs/03_conformer.ipynb #00910576
+# %% ../nbs/03_conformer.ipynb #0488b2ab
 class OneDNNLinear(torch.autograd.Function):
     "x (..., inp) times a weight (out, inp), plus a bias, by oneDNN: float32 on a CPU. Keeps x and nothing else."
     @staticmethod
@@ -60,7 +60,7 @@ class OneDNNLinear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    "Linear layer of tokens (B, T, inp); on a CPU it multiplies by oneDNN, which is never slower than PyTorch's default."
+    "Linear layer of tokens (B, T, inp); on a CPU it multiplies by oneDNN, as convolutions do."
     def forward(self, tokens):
         plain = tokens.device.type == 'cpu' and tokens.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
         if plain and torch.backends.mkldnn.is_available():
@@ -78,8 +78,11 @@ class Attention(nn.Module):
 
     def forward(self, tokens):
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2)), q, k
+        return self.proj(self.mix(q, k, v).transpose(1, 2).flatten(2)), q, k
+
+    def mix(self, query, key, value):
+        "Values (B, heads, tokens, d), averaged by attention."
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 class Mlp(nn.Module):

@@ -26,17 +26,16 @@ from .train import code_digest, load_tensors, model_digest, progress_bar, save_t
 
 SCALES = (256, 512, 768)
 
-# %% ../nbs/07_seeds.ipynb #0f2b77aa
+# %% ../nbs/07_seeds.ipynb #43cbfbd6
 class SummedAttention(Attention):
     "Attention that adds what its heads see to `total`, (B, T, T)."
-    def forward(self, tokens):
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        mixed = torch.empty_like(q)
-        for rows in strips(q, 0):
-            P = head_rows(q, k, rows, 0)
-            mixed[:, :, rows] = P.to(v.dtype) @ v
+    def mix(self, query, key, value):
+        mixed = torch.empty_like(query)
+        for rows in strips(query, 0):
+            P = head_rows(query, key, rows, 0)
+            mixed[:, :, rows] = P.to(value.dtype) @ value
             self.total[:, rows] += P.sum(1)
-        return self.proj(mixed.transpose(1, 2).flatten(2)), q, k
+        return mixed
 
 
 class Refiner(nn.Module):

