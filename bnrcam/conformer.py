@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['BatchNorm', 'RENAMED', 'HEADS', 'ConformerOutput', 'OneDNNLinear', 'Linear', 'Attention', 'Mlp', 'DropPath',
-           'TransformerBlock', 'ConvBlock', 'FCUDown', 'FCUUp', 'ConvTransBlock', 'Conformer', 'init_weights',
-           'without_batch_norm', 'start_similar', 'published_names', 'WeightsError', 'tensor_digest', 'read_tensors',
-           'read_weights', 'load_weights', 'fill_weights']
+           'TransformerBlock', 'ConvBlock', 'FCUDown', 'FCUUp', 'ConvTransBlock', 'Conformer', 'recomputed',
+           'kept_statistics', 'init_weights', 'without_batch_norm', 'start_similar', 'published_names', 'WeightsError',
+           'tensor_digest', 'read_tensors', 'read_weights', 'load_weights', 'fill_weights']
 
-# %% ../nbs/03_conformer.ipynb #11ee1928
+# %% ../nbs/03_conformer.ipynb #539f0b13
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # %% ../nbs/03_conformer.ipynb #202cd353
@@ -189,18 +192,19 @@ class ConvTransBlock(nn.Module):
         x, _ = self.fusion_block(x, self.expand_block(tokens, mid.shape[-2:]))
         return x, tokens, q, k
 
-# %% ../nbs/03_conformer.ipynb #3065381c
+# %% ../nbs/03_conformer.ipynb #b83eed88
 class Conformer(nn.Module):
     """Conformer with the heads of TransCAM. State-dict names are those of the published checkpoints.
 
     Input (B, in_chans, H, W), normalised, H and W multiples of 16; output a ConformerOutput whose
     CAM is (B, num_classes, H/16, W/16). ValueError for any other size.
     `num_classes` counts the background. Sources: Conformer (arXiv 2105.03889), TransCAM (arXiv 2203.07239).
+    `set_grad_checkpointing()` trades time for memory in training.
     """
     def __init__(self, num_classes: int = 21, in_chans: int = 3, channel_ratio: int = 4, embed_dim: int = 384,
                  depth: int = 12, num_heads: int = 6, drop_path_rate: float = 0.):
         super().__init__()
-        self.num_classes, self.patch = num_classes, 16
+        self.num_classes, self.patch, self.grad_checkpointing = num_classes, 16, False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         # eps 1e-5 here and in the stem, 1e-6 everywhere else: so were the published weights trained
         self.trans_norm = nn.LayerNorm(embed_dim, eps=1e-5)
@@ -229,19 +233,42 @@ class Conformer(nn.Module):
         "The blocks of both branches, in order; the first transformer block stands alone before them."
         return [module for name, module in self.named_children() if name.startswith('conv_trans_')]
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        "As timm's models have it: whether the backward pass computes each block again instead of keeping its features."
+        self.grad_checkpointing = enable
+
     def forward(self, images: Tensor) -> ConformerOutput:
         if images.shape[-2] % self.patch or images.shape[-1] % self.patch:
             raise ValueError(f'image size {tuple(images.shape[-2:])} is no multiple of {self.patch}: resize or pad it')
+        run = recomputed if self.grad_checkpointing and torch.is_grad_enabled() else nn.Module.__call__
         stem = F.max_pool2d(self.bn1(self.conv1(images)).relu_(), 3, 2, padding=1)
-        x, _ = self.conv_1(stem)
+        x, _ = run(self.conv_1, stem)
         patches = self.trans_patch_conv(stem).flatten(2).transpose(1, 2)
-        tokens, q, k = self.trans_1(torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1))
+        tokens, q, k = run(self.trans_1, torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1))
         queries, keys = [q], [k]
         for block in self.blocks:
-            x, tokens, q, k = block(x, tokens)
+            x, tokens, q, k = run(block, x, tokens)
             queries.append(q)
             keys.append(k)
         return ConformerOutput(self.conv_cls_head(x), self.trans_cls_head(self.trans_norm(tokens)[:, 0]), queries, keys)
+
+
+def recomputed(block: nn.Module, *inputs: Tensor):
+    "block(*inputs), of which the backward pass keeps the inputs alone; outputs, gradients and statistics stay the same."
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), kept_statistics(block)))
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    "Within it, batch norms of `module` in training leave their running statistics as they are."
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms: norm.momentum = 0.
+    try: yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 def init_weights(module: nn.Module) -> None:
