@@ -43,9 +43,10 @@ $(if $(ODD),$(error $(YAML): '$(ODD)': lists and paths hold letters, digits and 
 # `list NAME` reads a one-line list of the profile
 comma := ,
 list = $(subst $(comma), ,$(shell sed -n 's/^$(1): *\[\(.*\)\].*/\1/p' $(YAML) 2>/dev/null | tr -d ' '))
-# trainings from scratch: the start of all variants, and three more for the collapse figure
-SCRATCH := pretrain pretrain-plain pretrain-noise1 pretrain-noise1-plain
 SEEDS   := $(call list,seeds)
+# trainings from scratch: a start for the runs of each seed, and three more for the collapse figure
+STARTS  := $(SEEDS:%=pretrain-s%)
+SCRATCH := $(firstword $(STARTS)) pretrain-plain pretrain-noise1 pretrain-noise1-plain
 SWEEP   := $(call list,sweep)
 LABELS  := $(foreach variant,$(call list,pseudo_labels),$(SEEDS:%=$(variant)-s%))
 RUNS    := $(foreach variant,$(call list,variants),$(SEEDS:%=$(variant)-s%))
@@ -60,7 +61,7 @@ RESULTS := table1 table5 figure1 figure2 figure4 threshold figure5 $(if $(LABELS
 # files of published weights that the profile names; PUBLIC: a profile whose data `make data` fetches
 WEIGHTS := $(filter-out null data/runs/%,$(shell sed -n 's/.*weights: *\([^,} ]*\).*/\1/p' $(YAML) 2>/dev/null | sort -u))
 PUBLIC  := $(filter voc coco,$(PROFILE))
-START   := $(or $(filter-out %.params,$(WEIGHTS)),$(MODELS)/pretrain/model.safetensors)
+START   := $(filter-out %.params,$(WEIGHTS))
 
 # SOURCES: a JSON file with other addresses, sizes and hashes (bnrcam.download.read_sources), for a mirror or a smaller set
 UPPER   := $(patsubst coco,COCO,$(PUBLIC:voc=VOC))
@@ -111,7 +112,7 @@ plan: $(READY)  ## what reproduce would run, and how long, on this machine: a fe
 	@$(BIN)/python -c "$(SHORT) from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"
 
 test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
@@ -197,22 +198,25 @@ define papermill
 endef
 part = $(word $(1),$(subst -, ,$*))
 
+own_seed = $(or $(patsubst s%,%,$(filter s%,$(call part,2))),$(firstword $(SEEDS)))
 pretrain_arguments = $(if $(findstring plain,$*),-p similar False) $(if $(findstring noise1,$*),-p variant noise1)
-$(SCRATCH:%=$(OUT)/%/pretrain.ipynb): $(OUT)/%/pretrain.ipynb: nbs/stages/pretrain.ipynb $(YAML) $(IMAGES) $(TRAIN_CODE) | $(BEFORE)
-	$(call papermill,-p run $* $(pretrain_arguments))
+$(sort $(STARTS:%=$(OUT)/%/pretrain.ipynb) $(SCRATCH:%=$(OUT)/%/pretrain.ipynb)): $(OUT)/%/pretrain.ipynb: \
+    nbs/stages/pretrain.ipynb $(YAML) $(IMAGES) $(TRAIN_CODE) | $(BEFORE)
+	$(call papermill,-p run $* -p seed $(own_seed) $(pretrain_arguments))
 
-# runs are named VARIANT-sSEED or VARIANT-sSEED-lrRATE
+# runs are named VARIANT-sSEED or VARIANT-sSEED-lrRATE; second expansion: each depends on the start of its seed
+.SECONDEXPANSION:
 $(OUT)/%/train.ipynb: nbs/stages/train.ipynb $(YAML) $(IMAGES) $(TRAIN_CODE) \
-    $(if $(filter $(WEIGHTS),$(START)),,$(OUT)/pretrain/pretrain.ipynb) | $(BEFORE)
-	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)) \
-	  $(patsubst lr%,-p lr %,$(call part,3)) -p start $(START))
+    $(if $(START),,$(OUT)/pretrain-$$(call part,2)/pretrain.ipynb) | $(BEFORE)
+	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(own_seed) \
+	  $(patsubst lr%,-p lr %,$(call part,3)) -p start $(or $(START),$(MODELS)/pretrain-$(call part,2)/model.safetensors))
 
 $(SCRATCH:%=$(OUT)/%/seeds.ipynb): $(OUT)/%/seeds.ipynb: \
     nbs/stages/seeds.ipynb $(YAML) $(SEEDS_CODE) $(OUT)/%/pretrain.ipynb
-	$(call papermill,-p run $* -p variant $(if $(findstring noise1,$*),noise1,baseline) -p seed 0)
+	$(call papermill,-p run $* -p variant $(if $(findstring noise1,$*),noise1,baseline) -p seed $(own_seed))
 
 $(OUT)/%/seeds.ipynb: nbs/stages/seeds.ipynb $(YAML) $(SEEDS_CODE) $(OUT)/%/train.ipynb
-	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)))
+	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(own_seed))
 
 # ResNet38 from scratch, where the profile has no published weights for it
 TRUNK := $(if $(shell grep '^trunk:' $(YAML) 2>/dev/null),$(OUT)/trunk/trunk.ipynb)
@@ -220,9 +224,9 @@ $(OUT)/trunk/trunk.ipynb: nbs/stages/trunk.ipynb $(YAML) $(IMAGES) $(TRUNK_CODE)
 	$(call papermill)
 
 $(OUT)/%/pseudo.ipynb: nbs/stages/pseudo.ipynb $(YAML) $(PSEUDO_CODE) $(OUT)/%/seeds.ipynb $(TRUNK)
-	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2)))
+	$(call papermill,-p run $* -p variant $(call part,1) -p seed $(own_seed))
 
-segment_arguments = -p run $* -p variant $(call part,1) -p seed $(patsubst s%,%,$(call part,2))
+segment_arguments = -p run $* -p variant $(call part,1) -p seed $(own_seed)
 $(BOUND:%=$(OUT)/%/segment.ipynb): $(OUT)/%/segment.ipynb: \
     nbs/stages/segment.ipynb $(YAML) $(IMAGES) $(TRUNK_CODE) $(PSEUDO_CODE) $(call code,evaluate) $(LEARN_CODE) $(TRUNK) | $(BEFORE)
 	$(call papermill,$(segment_arguments))
