@@ -13,7 +13,7 @@ __all__ = ['SCRATCH', 'KNOWN', 'MOST', 'MEASURES', 'KINDS', 'is_plain_value', 'r
            'measure_walk_labels', 'measure_scores', 'time_scales', 'random_logits', 'measure_predictions', 'estimate',
            'device_name', 'busy', 'totals', 'readable', 'plan']
 
-# %% ../nbs/14_plan.ipynb #76006351
+# %% ../nbs/14_plan.ipynb #7427c192
 import ctypes
 import gc
 import io
@@ -50,7 +50,7 @@ from .launch import processes
 from . import models  # registers them with timm
 from .resnet38 import ResNet38Classifier, train_trunk
 from .scenes import voc_palette
-from .seeds import CAMs, Views, mirrored_cam, read_cams, refiner, write_cams
+from .seeds import CAMs, PRECISIONS, Views, mirrored_cam, read_cams, refiner, write_cams
 from .segment import SegmentData, deeplab, scaled_logits, train_segmenter, write_predictions
 from .train import progress_bar, save_tensors, train_classifier
 from .transforms import train_transform
@@ -87,8 +87,8 @@ def read_profile(path: str | Path) -> dict:
         raise DataError(f"{path}: profile {profile['profile']!r} names folders: use letters, digits, _, - and . only")
     return profile
 
-# %% ../nbs/14_plan.ipynb #e6c48c83
-SCRATCH = ('pretrain', 'pretrain-plain', 'pretrain-noise1', 'pretrain-noise1-plain')
+# %% ../nbs/14_plan.ipynb #c0948f63
+SCRATCH = ('pretrain-plain', 'pretrain-noise1', 'pretrain-noise1-plain')  # for the collapse figure
 
 
 def stage_runs(profile: dict) -> dict[str, list[str]]:
@@ -99,9 +99,9 @@ def stage_runs(profile: dict) -> dict[str, list[str]]:
     modern = [f'{first}/segment-{name}' for name in profile.get('modern') or [] if labels]
     pseudo = list(dict.fromkeys(labels + [first] * bool(modern)))
     train = list(dict.fromkeys([*of(profile['variants']), *pseudo, *(f'{first}-lr{rate}' for rate in sweep)]))
-    scratch = SCRATCH if sweep else SCRATCH[:1]
-    return {'pretrain': [*scratch] if 'pretrain' in profile else [], 'train': train,
-            'seeds': [*(scratch if sweep else ()), *train],
+    starts, scratch = of(['pretrain']), [*SCRATCH] if sweep else []
+    return {'pretrain': starts + scratch if 'pretrain' in profile else [], 'train': train,
+            'seeds': (starts[:1] + scratch if sweep else []) + train,
             'trunk': ['trunk'] if 'trunk' in profile and labels else [], 'pseudo': pseudo,
             'segment': [f'{run}/segment' for run in labels + of(['supervised'] if labels else [])] + modern}
 
@@ -444,12 +444,14 @@ def measure_training(build: Callable[[], nn.Module], train: Callable, dataset: D
     measured = measure_batches(partial(time_training, build, train, item, budget), batch, budget, copies)
     return add_loading(measured, dataset, profile['compute']['workers'], budget)
 
-# %% ../nbs/14_plan.ipynb #eb33cdb1
+# %% ../nbs/14_plan.ipynb #60f5e361
 def conformer(profile: dict) -> nn.Module:
     "The classifier of a profile, untrained."
     model = profile['model']
-    return timm.create_model(model['name'], num_classes=1 + len(profile['dataset']['classes']),
-                             drop_path_rate=model['drop_path_rate'])
+    net = timm.create_model(model['name'], num_classes=1 + len(profile['dataset']['classes']),
+                            drop_path_rate=model['drop_path_rate'])
+    net.set_grad_checkpointing(profile['compute'].get('checkpointing', False))
+    return net
 
 
 def measure_classifier(stage: str, profile: dict, sample: Sample, variant: str, budget: float) -> Measured:
@@ -491,7 +493,7 @@ def measure_segmenter(profile: dict, sample: Sample, backbone: str, budget: floa
     return measure_training(partial(segmenter, profile, backbone), partial(train_segmenter, iterations=MOST + 2), crops,
                             profile, options['batch_size'], budget, copies=3 if backbone == 'resnet38' else 4)
 
-# %% ../nbs/14_plan.ipynb #bae6d79b
+# %% ../nbs/14_plan.ipynb #ea646aff
 def on_disk(paths: Sequence[Path]) -> int:
     "Mean bytes on disk of files."
     return int(np.mean([-(-path.stat().st_size // 4096) * 4096 for path in paths]))
@@ -504,7 +506,10 @@ def time_seeds(profile: dict, budget: float, batch: int) -> tuple[float, int]:
     model = conformer(profile).to(device).eval()
     views = [torch.randn(batch, 3, s, s, device=device) for s in profile['inference']['scales']]
     to_refined = refiner(model)
-    return repeat(lambda: [mirrored_cam(to_refined, view).cpu() for view in views], budget), weight_bytes(model)
+    precision = profile['compute']['precision']
+    with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'no'):
+        seconds = repeat(lambda: [mirrored_cam(to_refined, view).cpu() for view in views], budget)
+    return seconds, weight_bytes(model)
 
 
 def measure_seeds(profile: dict, sample: Sample, of: str, budget: float) -> Measured:

@@ -153,16 +153,16 @@ def test_failure_leaves_the_notebook_and_no_product(tmp_path):
     victim = repo / 'scenes/JPEGImages/train_00003.jpg'
     victim.write_bytes(b'')
     result = make(repo, 'reproduce')
-    folder = repo / 'reports/tiny/pretrain'
+    folder = repo / 'reports/tiny/pretrain-s0'
     assert result.returncode != 0
     assert 'DataError' in result.stdout and 'train_00003.jpg' in result.stdout and 'pretrain.failed.ipynb' in result.stdout
     assert 'train_00003.jpg' in (folder / 'pretrain.failed.ipynb').read_text()
-    assert not (folder / 'pretrain.ipynb').exists() and not (repo / 'data/runs/tiny/pretrain/model.safetensors').exists()
+    assert not (folder / 'pretrain.ipynb').exists() and not (repo / 'data/runs/tiny/pretrain-s0/model.safetensors').exists()
 
 
 # a file whose appearance says how far a stage is, below reports/tiny or data/runs/tiny
 MOMENTS = '''
-pretrain/pretrain.made  trunk/trunk.failed.ipynb  pretrain/model.safetensors
+pretrain-s0/pretrain.made  trunk/trunk.failed.ipynb  pretrain-s0/model.safetensors
 baseline-s0/train.made  noise1-s0/train.made  noise1-s0/checkpoint.safetensors
 noise1-s0/seeds.made  noise1-s0/cams/train_00002.safetensors  noise1-s0/seeds.json
 noise1-s0/pseudo.made  noise1-s0/generous/train_00002.png  noise1-s0/affinity/model.safetensors

@@ -148,7 +148,7 @@ def test_second_batch_is_refused(fresh):
     before = time.perf_counter()
     assert refused(make(fresh, 'reproduce'), first)
     assert time.perf_counter() - before < 5
-    for target in ('clean', 'reports/tiny/pretrain/pretrain.ipynb'):
+    for target in ('clean', 'reports/tiny/pretrain-s0/pretrain.ipynb'):
         assert refused(make(fresh, target), first)
     assert 'noise1-s0/seeds' in would_run(fresh) and make(fresh, 'help').returncode == 0
     output = go_on(fresh, first)
@@ -164,13 +164,13 @@ def test_another_profile_runs_beside_it(fresh):
 
 
 def test_killed_batch_leaves_no_lock(fresh):
-    for stage in ('pretrain/pretrain', 'noise1-s0/train', 'table1'):
+    for stage in ('pretrain-s0/pretrain', 'noise1-s0/train', 'table1'):
         first = start(fresh, stage)
         os.killpg(first.pid, signal.SIGKILL)  # nobody has asked about it when the next one starts: a zombie
         (fresh / 'paused').unlink()
     result = make(fresh, 'reproduce')
     assert result.returncode == 0, result.stderr
-    assert not {'pretrain/pretrain', 'noise1-s0/train'} & ran(result.stdout) and up_to_date(fresh)
+    assert not {'pretrain-s0/pretrain', 'noise1-s0/train'} & ran(result.stdout) and up_to_date(fresh)
 
 
 def test_lock_lasts_as_long_as_a_stage(fresh):
@@ -222,8 +222,8 @@ def test_older_copy_put_back(repo):
 def test_another_data_and_back(repo):
     assert len(would_run(repo, 'DATA=elsewhere')) > 12
     assert up_to_date(repo)
-    assert make(repo, 'reports/tiny/pretrain/pretrain.ipynb', 'DATA=elsewhere').returncode == 0
-    assert 'pretrain/pretrain' in ran(make(repo, 'reproduce').stdout)
+    assert make(repo, 'reports/tiny/pretrain-s0/pretrain.ipynb', 'DATA=elsewhere').returncode == 0
+    assert 'pretrain-s0/pretrain' in ran(make(repo, 'reproduce').stdout)
 
 
 def test_dry_run_changes_nothing(fresh):
@@ -293,7 +293,7 @@ def test_damaged_products_are_named_and_made_again(repo):
     for damage, file in zip(DAMAGES * 2, PRODUCTS):
         damaged(repo / 'reports/tiny' / file, damage)
     result = make(repo, 'reproduce')
-    assert {*PRODUCTS.values()} < ran(result.stdout) and not {'pretrain/pretrain', 'trunk/trunk'} & ran(result.stdout)
+    assert {*PRODUCTS.values()} < ran(result.stdout) and not {'pretrain-s0/pretrain', 'trunk/trunk'} & ran(result.stdout)
     for file, stage in PRODUCTS.items():
         why, = re.findall(rf'reports/tiny/{stage}.ipynb again, because (.*)', result.stdout)
         assert file in why or file.endswith('.made')

@@ -495,7 +495,7 @@ def test_a_profile_that_speaks_to_the_shell_or_to_python(repo, mark, old, new):
     old, new = old.format(mark), new.format(mark)
     assert MINI.count(old) >= 1
     (repo / 'nbs/profiles/evil.yaml').write_text(MINI.replace(old, new, 1))
-    result = make(repo, 'reports/evil/pretrain/pretrain.ipynb', 'PROFILE=evil', 'DATA=none')
+    result = make(repo, 'reports/evil/pretrain-s0/pretrain.ipynb', 'PROFILE=evil', 'DATA=none')
     assert result.returncode == 2 and 'nbs/profiles/evil.yaml: ' in result.stderr, result.stdout + result.stderr
     assert not list(repo.glob('reports/evil/*/*')) and not (repo.parent / 'evil').exists()
     shutil.rmtree(repo / 'reports', ignore_errors=True)

@@ -32,7 +32,7 @@ def sample(scenes, tmp_path): return plan.make_sample(TINY, scenes, tmp_path)
 
 def test_runs_are_those_of_the_makefile():
     assert plan.stage_runs(TINY) == {
-        'pretrain': ['pretrain'], 'train': ['baseline-s0', 'baseline-s1', 'noise1-s0', 'noise1-s1'],
+        'pretrain': ['pretrain-s0', 'pretrain-s1'], 'train': ['baseline-s0', 'baseline-s1', 'noise1-s0', 'noise1-s1'],
         'seeds': ['baseline-s0', 'baseline-s1', 'noise1-s0', 'noise1-s1'], 'trunk': ['trunk'],
         'pseudo': ['noise1-s0', 'noise1-s1'],
         'segment': ['noise1-s0/segment', 'noise1-s1/segment', 'supervised-s0/segment', 'supervised-s1/segment',
@@ -45,14 +45,14 @@ def test_runs_of_a_sweep_and_of_published_weights():
     assert {stage: len(names) for stage, names in runs.items()} == {
         'pretrain': 0, 'train': 4, 'seeds': 4, 'trunk': 0, 'pseudo': 0, 'segment': 0}
     runs = plan.stage_runs({**TINY, 'sweep': [0.001, 0.01]})
-    assert len(runs['pretrain']) == 4 and len(runs['train']) == 6 and len(runs['seeds']) == 10
+    assert len(runs['pretrain']) == 5 and len(runs['train']) == 6 and len(runs['seeds']) == 10
     assert runs['train'][-1] == 'noise1-s0-lr0.01'
 
 
 def test_images_of_each_stage():
     table = plan.stages(TINY, {'train': 10, 'val': 5}).set_index(['stage', 'of'])[['runs', 'images']]
     assert {key: tuple(row) for key, row in table.iterrows()} == {
-        ('pretrain', 'baseline'): (1, 9), ('train', 'baseline'): (2, 24), ('train', 'noise1'): (2, 24),
+        ('pretrain', 'baseline'): (2, 9), ('train', 'baseline'): (2, 24), ('train', 'noise1'): (2, 24),
         ('seeds', ''): (4, 10), ('score seeds', ''): (4, 10), ('trunk', ''): (1, 16),
         ('CRF of seeds', 'sure, generous'): (2, 20), ('AffinityNet', ''): (2, 8), ('walk', 'affinity'): (2, 10),
         ('walk', 'attention'): (2, 10), ('labels of walks', ''): (2, 20), ('CRF of walks', ''): (2, 20),
