@@ -26,11 +26,12 @@ def result(tmp_path_factory):
 
 def test_network(tmp_path):
     result = measured(tmp_path, 'network', images=1, model='conformer_mini_patch16', training=[[128, 1]], inference=[[128, 1]],
-                      growth=[64], scales=[64, 128])
+                      options=[64, 2], growth=[64], scales=[64, 128])
     assert result['differences']['ours, double']['gradient'] < 1e-9
     for part in ('training', 'inference'):
         assert result[part][0]['memory_mib']['ours'] > 0
     assert result['photo']['bytes']['median'] > 10 and result['curve'][0]['ratio']['median'] > 5
+    assert [row['form'] for row in result['options']['rows'] if row['what'] == 'inference'] == ['ours', 'ours, bf16']
     assert {row['form'] for row in result['growth']} == {'textbook', 'ours'} and result['made_by']['threads'] == 1
 
 
