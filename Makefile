@@ -93,7 +93,7 @@ code         = $(1:%=bnrcam/%.py)
 TRAIN_CODE  := $(call code,data transforms conformer models cam losses launch train)
 SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
 TRUNK_CODE  := $(call code,data transforms launch train resnet38)
-PSEUDO_CODE := $(call code,crf resnet38 affinity)
+PSEUDO_CODE := $(call code,workers crf resnet38 affinity)
 LEARN_CODE  := $(call code,segment submit)
 REPORT_CODE := $(call code,paper submit figures report)
 
@@ -140,9 +140,10 @@ README.md: nbs/index.ipynb | $(READY)
 bench: $(BENCH)  ## time and memory of every stage against the textbook's forms, on DATA, and the machine's limit (20 minutes)
 	@echo "Done. Open $(BENCH); the numbers are in the .json files beside them"
 
-readme: reproduce  ## after a run of mini: its Tables 2 and 5, Figures 1, 3 and 4 into the README
+readme: reproduce  ## after a run of mini: its Tables 2 and 5, Figures 1, 3 and 4, and the last bench, into the README
 	mkdir -p reports/readme
-	cp $(OUT)/table2.md $(OUT)/table5.md $(OUT)/figure1.png $(OUT)/figure3.png $(OUT)/figure4.png reports/readme/
+	cp $(OUT)/table2.md $(OUT)/table5.md $(OUT)/figure1.png $(OUT)/figure3.png $(OUT)/figure4.png \
+	  $(wildcard reports/bench/network.json) reports/readme/
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	@touch nbs/index.ipynb; $(MAKE) README.md

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CELL', 'RADIUS', 'HEADS', 'pair_radius', 'pair_offsets', 'pair_views', 'pair_affinities', 'AffinityNet',
            'transition_matrix', 'normalise_rows', 'random_walk', 'combine_labels', 'read_seed', 'seed_labels',
-           'crf_seed', 'affinity_labels', 'affinity_losses', 'AffinityData', 'poly', 'parameter_groups',
-           'train_affinity', 'Walked', 'pad_to_cells', 'walk_by_affinity', 'attention_walk', 'walk_by_attention',
-           'infer_walks', 'read_walked', 'walked_labels', 'seen_image', 'pseudo_label']
+           'crf_seed', 'affinity_labels', 'affinity_losses', 'AffinityData', 'train_affinity', 'Walked', 'pad_to_cells',
+           'walk_by_affinity', 'attention_walk', 'walk_by_attention', 'infer_walks', 'read_walked', 'walked_labels',
+           'seen_image', 'pseudo_label']
 
-# %% ../nbs/10_affinity.ipynb #8054926c
+# %% ../nbs/10_affinity.ipynb #407fda3b
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ from .crf import crf_labels
 from .data import (IGNORE, MEAN, STD, DataError, VOCFolder, as_image, as_mask, read_image, read_labels, read_mask,
                          to_input)
 from .launch import global_mean, processes, share
-from .resnet38 import ResNet38
+from .resnet38 import ResNet38, parameter_groups
 from .seeds import CAMs, read_cams, seed_scores
-from .train import code_digest, fit, load_tensors, model_digest, progress_bar, save_tensors
+from .train import code_digest, fit, load_tensors, model_digest, poly, progress_bar, save_tensors
 
 CELL, RADIUS = 8, 5  # pixels a cell; cells
 
@@ -227,29 +227,14 @@ class AffinityData(Dataset):
             for folder in (self.low, self.high): digest.update((folder / f'{name}.png').read_bytes())
         return digest.hexdigest()[:12]
 
-# %% ../nbs/10_affinity.ipynb #361f4f83
-def poly(progress: float, power: float = 0.9) -> float:
-    "From 1 to 0 along (1 - progress)^power."
-    return (1 - progress)**power
-
-
-def parameter_groups(model: AffinityNet, lr: float, weight_decay: float) -> list[dict]:
-    "Trunk weights and biases, head weights and biases, at 1, 2, 10, 20 times `lr`; biases without weight decay."
-    groups = [{'params': [], 'lr': factor * lr, 'weight_decay': decay}
-              for factor, decay in ((1, weight_decay), (2, 0.), (10, weight_decay), (20, 0.))]
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups[2 * name.startswith(HEADS) + name.endswith('bias')]['params'].append(parameter)
-    return groups
-
-
+# %% ../nbs/10_affinity.ipynb #fd273fc6
 def train_affinity(model: AffinityNet, dataset: AffinityData, folder: str | Path, *, epochs: int, batch_size: int,
                    seed: int, lr: float = 0.01, weight_decay: float = 5e-4, momentum: float = 5e-4,
                    precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     """`fit` for the affinity losses: SGD with the poly schedule; defaults as the reference.
 
     momentum: 5e-4, because the reference hands its weight decay to SGD as third argument, which is the momentum."""
-    optimizer = torch.optim.SGD(parameter_groups(model, lr, weight_decay), lr, momentum)
+    optimizer = torch.optim.SGD(parameter_groups(model.named_parameters(), HEADS, lr, weight_decay), lr, momentum)
     run = {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum, 'data': dataset.fingerprint()}
     loss = lambda net, batch: affinity_losses(pair_affinities(net(batch['image'])), batch['labels'])
     return fit(model, dataset, loss, optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed, run=run,

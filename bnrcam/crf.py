@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['label_groups', 'plane_groups', 'fill_fours', 'mean_field', 'check_image', 'check_labels', 'crf_labels',
-           'check_probabilities', 'crf_probabilities', 'write_result', 'is_whole', 'check_importable',
-           'end_with_parent', 'fresh_folder', 'map_images', 'refine_file', 'crf_folder']
+           'check_probabilities', 'crf_probabilities', 'write_result', 'is_whole', 'fresh_folder', 'map_images',
+           'refine_file', 'crf_folder']
 
-# %% ../nbs/09_crf.ipynb #10b99a30
-import os, shutil, sys, threading
+# %% ../nbs/09_crf.ipynb #e3415da8
+import os, shutil
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydensecrf.densecrf import DenseCRF2D
 from pydensecrf.utils import unary_from_softmax
 
@@ -24,6 +22,7 @@ from .data import DataError, disk_errors, open_picture, read_image, read_mask, w
 from .launch import processes, share, sum_over_processes
 from .scenes import voc_palette
 from .train import progress_bar
+from .workers import in_workers
 
 # %% ../nbs/09_crf.ipynb #a1131250
 def label_groups(labels: np.ndarray, num_labels: int) -> list[list[int]]:
@@ -149,18 +148,6 @@ def is_whole(path: Path) -> bool:
         if path.is_file(): print(f'{path}: damaged, it is made again')
         return False
 
-# %% ../nbs/09_crf.ipynb #6e1e05b2
-def check_importable(function: Callable) -> None:
-    """Raise ValueError for a function (or functools.partial of one) that a new process cannot import."""
-    inner = getattr(function, 'func', function)
-    if inner.__module__ == '__main__' and not hasattr(sys.modules['__main__'], '__file__'):
-        raise ValueError(f'{inner.__qualname__} lives in this notebook only: put it into a module, or use workers=1')
-
-def end_with_parent() -> None:
-    """Set up a worker process: one torch thread, as there is a process for each core; exit once the parent is gone."""
-    torch.set_num_threads(1)
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-
 # %% ../nbs/09_crf.ipynb #8f4f8f0f
 def fresh_folder(folder: str | Path, made_by: str) -> Path:
     "`folder`, emptied unless its file `made_by.txt` says just this: what makes the files, in words of the caller."
@@ -175,7 +162,7 @@ def fresh_folder(folder: str | Path, made_by: str) -> Path:
                 stamp.write_bytes(made_by.encode())
     return folder
 
-# %% ../nbs/09_crf.ipynb #414a9d77
+# %% ../nbs/09_crf.ipynb #eed42cf5
 def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], folder: str | Path,
                workers: int | None = None) -> int:
     """Write folder/NAME.png for each name from function(name) -> (H, W) uint8 labels; returns how many were written.
@@ -189,16 +176,8 @@ def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], fold
         folder.mkdir(parents=True, exist_ok=True)
     todo = [name for name in share(list(dict.fromkeys(names))) if not is_whole(folder / f'{name}.png')]
     workers = min(workers or -(-os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))), len(todo))
-    job = partial(write_result, function, folder)
-    bar = partial(progress_bar, total=len(todo), desc=folder.name, unit='image')
-    if workers <= 1:
-        for name in bar(todo): job(name)
-    else:
-        check_importable(function)
-        context = get_context('forkserver')
-        context.set_forkserver_preload(['bnrcam.crf'])  # the slow imports once, not in each worker
-        with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
-            for _ in bar(pool.map(job, todo)): pass
+    with closing(in_workers(partial(write_result, function, folder), todo, workers, 'bnrcam.crf')) as results:
+        for _ in progress_bar(results, total=len(todo), desc=folder.name, unit='image'): pass
     return int(sum_over_processes(np.array(len(todo))))  # which is also where the processes wait for each other
 
 # %% ../nbs/09_crf.ipynb #935a3cd8

@@ -5,18 +5,16 @@
 # %% auto #0
 __all__ = ['TRAIN_AUG', 'MATRIX', 'COMPRESSED', 'STRUCTURE', 'UINT8', 'LAYOUT', 'VOC_WANTED', 'COCO_CLASSES', 'GAP',
            'COCO_IMAGES', 'COCO_WANTED', 'train_aug', 'check_count', 'mat_elements', 'mat_matrix', 'mat_field',
-           'mat_mask', 'read_sbd', 'save_mask', 'end_with_parent', 'for_each', 'link', 'make_layout', 'write_split',
-           'read_names', 'convert_sbd', 'prepare_voc', 'category_indices', 'read_runs', 'to_rle', 'coco_mask',
-           'skip_gap', 'json_items', 'CocoImage', 'read_coco', 'read_annotations', 'annotation_xml', 'convert_coco',
-           'prepare_coco']
+           'mat_mask', 'read_sbd', 'save_mask', 'for_each', 'link', 'make_layout', 'write_split', 'read_names',
+           'convert_sbd', 'prepare_voc', 'category_indices', 'read_runs', 'to_rle', 'coco_mask', 'skip_gap',
+           'json_items', 'CocoImage', 'read_coco', 'read_annotations', 'annotation_xml', 'convert_coco', 'prepare_coco']
 
-# %% ../nbs/02_datasets.ipynb #87e50a9e
-import json, os, re, struct, threading, zlib
+# %% ../nbs/02_datasets.ipynb #7ab9cb2b
+import json, os, re, struct, zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +25,7 @@ from pycocotools import mask as coco_rle
 from .data import IGNORE, VOC_CLASSES, DataError, is_plain, open_picture
 from .download import COCO_FILES, VOC_FILES, Download, disk_errors, obtain, progress
 from .scenes import voc_palette
+from .workers import in_workers
 
 # %% ../nbs/02_datasets.ipynb #c139623b
 TRAIN_AUG = 10_582
@@ -113,31 +112,12 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
         image.save(unfinished, format='PNG', optimize=True)
         os.replace(unfinished, path)
 
-# %% ../nbs/02_datasets.ipynb #65284949
-def end_with_parent() -> None:
-    "Set up a worker process: it ends once the process that started it is gone."
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-
-
+# %% ../nbs/02_datasets.ipynb #803480b3
 def for_each(job: Callable, items: Sequence, desc: str, workers: int | None = None) -> None:
     "job(item) for all items, in `workers` processes (default: one a core; 1: here). The first error stops it."
-    bar = partial(progress, total=len(items), desc=desc, unit='image')
     workers = min(workers or os.cpu_count(), 1 + len(items) // 32)  # a process for a handful of images does not pay
-    if workers == 1:
-        with bar() as shown:
-            for item in items:
-                job(item)
-                shown.update()
-        return
-    context = get_context('forkserver')
-    context.set_forkserver_preload(['bnrcam.datasets'])  # the slow imports once, not in each worker
-    with ProcessPoolExecutor(workers, context, end_with_parent) as pool, bar() as shown:
-        try:
-            for _ in pool.map(job, items, chunksize=16):
-                shown.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with closing(in_workers(job, items, workers, 'bnrcam.datasets', chunksize=16)) as results:
+        for _ in progress(iterable=results, total=len(items), desc=desc, unit='image'): pass
 
 
 def link(source: Path, target: Path) -> None:

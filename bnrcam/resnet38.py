@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LIST_MAGIC', 'V1_MAGIC', 'V2_MAGIC', 'DTYPES', 'NORM', 'ResBlock', 'BottleBlock', 'Features', 'ResNet38', 'Stream',
-           'read_array', 'read_params', 'torch_name', 'load_resnet38', 'ResNet38Classifier', 'train_trunk']
+           'read_array', 'read_params', 'torch_name', 'load_resnet38', 'parameter_groups', 'ResNet38Classifier',
+           'train_trunk']
 
-# %% ../nbs/10_resnet38.ipynb #2d376505
+# %% ../nbs/10_resnet38.ipynb #aa59b7cc
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,6 +191,19 @@ def load_resnet38(model: nn.Module, path: str | Path, heads: tuple[str, ...] = (
     # the published files are older than these counters, which nothing reads
     counters = {name: value for name, value in model.state_dict().items() if name.endswith('num_batches_tracked')}
     return fill_weights(model, {**counters, **state}, path, ('linear1000', *heads))
+
+# %% ../nbs/10_resnet38.ipynb #436c9918
+def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], head: tuple[str, ...], lr: float,
+                     weight_decay: float) -> list[dict]:
+    """Trunk weights and biases, head weights and biases, at 1, 2, 10, 20 times `lr`; biases without weight decay.
+
+    parameters: with their names; those that are frozen are left out. head: what the names of the head begin with."""
+    groups = [{'params': [], 'lr': factor * lr, 'weight_decay': decay}
+              for factor, decay in ((1, weight_decay), (2, 0.), (10, weight_decay), (20, 0.))]
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            groups[2 * name.startswith(head) + name.endswith('bias')]['params'].append(parameter)
+    return groups
 
 # %% ../nbs/10_resnet38.ipynb #500d5fa6
 class ResNet38Classifier(ResNet38):

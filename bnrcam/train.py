@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Seeded', 'TrainingError', 'save_tensors', 'load_tensors', 'optimizer_tensors', 'restore_optimizer', 'model_digest',
-           'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'progress_bar', 'fit', 'train_classifier']
+           'code_digest', 'folder_digest', 'constant', 'warmup_cosine', 'poly', 'progress_bar', 'fit',
+           'train_classifier']
 
 # %% ../nbs/06_train.ipynb #5138b097
 import hashlib
@@ -125,7 +126,7 @@ def folder_digest(folder: str | Path) -> str:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
-# %% ../nbs/06_train.ipynb #7cf7f449
+# %% ../nbs/06_train.ipynb #4698b966
 def constant(progress: float) -> float:
     "The same rate throughout."
     return 1.
@@ -136,6 +137,11 @@ def warmup_cosine(progress: float, warmup: float = 0.1) -> float:
     if progress < warmup:
         return progress / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
+
+
+def poly(progress: float, power: float = 0.9) -> float:
+    "From 1 to 0 along (1 - progress)^power."
+    return (1 - progress)**power
 
 # %% ../nbs/06_train.ipynb #4d6cd5a3
 def progress_bar(items: Iterable | None = None, **kwargs) -> tqdm:

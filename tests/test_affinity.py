@@ -10,18 +10,19 @@ import torch
 from PIL import Image
 
 from bnrcam import affinity
-from bnrcam.affinity import AffinityData, AffinityNet, affinity_labels, affinity_losses, attention_walk, \
-    combine_labels, crf_seed, infer_walks, pad_to_cells, pair_affinities, pair_radius, pair_views, parameter_groups, \
-    poly, pseudo_label, random_walk, read_seed, read_walked, seed_labels, seen_image, train_affinity, \
-    transition_matrix, walk_by_affinity, walk_by_attention, walked_labels
+from bnrcam.affinity import HEADS, AffinityData, AffinityNet, affinity_labels, affinity_losses, attention_walk, \
+    combine_labels, crf_seed, infer_walks, pad_to_cells, pair_affinities, pair_radius, pair_views, pseudo_label, \
+    random_walk, read_seed, read_walked, seed_labels, seen_image, train_affinity, transition_matrix, \
+    walk_by_affinity, walk_by_attention, walked_labels
 from bnrcam.cam import attention_map, block_attention
 from bnrcam.conformer import WeightsError
 from bnrcam.crf import crf_labels, map_images
 from bnrcam.data import DataError, VOCFolder, to_input
 from bnrcam.models import conformer_mini_patch16
-from bnrcam.resnet38 import ResNet38, load_resnet38, read_params, torch_name
+from bnrcam.resnet38 import ResNet38, load_resnet38, parameter_groups, read_params, torch_name
 from bnrcam.scenes import SCENE_CLASSES, write_scenes
 from bnrcam.seeds import CAMs, seed_scores, write_cams
+from bnrcam.train import poly
 from golden.recipe import fill_state_dict, image
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -105,7 +106,7 @@ def test_walk(net, monkeypatch, tmp_path):
 
 def test_rates_and_momentum(net):
     z = golden('poly_lr')
-    optimizer = torch.optim.SGD(parameter_groups(net, 0.01, 5e-4), 0.01, 5e-4)
+    optimizer = torch.optim.SGD(parameter_groups(net.named_parameters(), HEADS, 0.01, 5e-4), 0.01, 5e-4)
     assert [group['momentum'] for group in optimizer.param_groups] == z['aff_momentum'].tolist()
     assert [group['weight_decay'] for group in optimizer.param_groups] == [5e-4, 0, 5e-4, 0]
     base = np.array([group['lr'] for group in optimizer.param_groups])
@@ -301,7 +302,7 @@ def test_frozen_parts():
     for frozen in (True, False):
         model = AffinityNet(1 / 16, frozen).train()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        optimizer = torch.optim.SGD(parameter_groups(model, .1, 0.), .1)
+        optimizer = torch.optim.SGD(parameter_groups(model.named_parameters(), HEADS, .1, 0.), .1)
         pair_affinities(model(images)).mean().backward()
         optimizer.step()
         moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
