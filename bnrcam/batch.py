@@ -113,7 +113,7 @@ def write(path: Path, record: dict) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # that of a full disk names no file
 
-# %% ../nbs/15_batch.ipynb #160f20fe
+# %% ../nbs/15_batch.ipynb #d15988e6
 AHEAD = 60  # seconds that the clock of a file server may be ahead of ours
 
 
@@ -142,7 +142,7 @@ def stale(folder: str) -> None:
     "Print the executed notebooks in `folder` that `make` has to make again, whatever their dates."
     products, digest = [*Path(folder).glob('*.ipynb'), *Path(folder).glob('*/*.ipynb')], cache(file_digest)
     for product in sorted(products):
-        if '.' not in product.stem and next(changes(product, digest), None):  # NAME.failed.ipynb is none
+        if not product.name.endswith('.failed.ipynb') and next(changes(product, digest), None):
             print(product)
 
 # %% ../nbs/15_batch.ipynb #174a08f1

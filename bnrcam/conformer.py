@@ -316,7 +316,7 @@ def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
         named[name.removeprefix('backbone.').removeprefix('head.')] = value
     return named
 
-# %% ../nbs/03_conformer.ipynb #cd2c95d1
+# %% ../nbs/03_conformer.ipynb #b585c094
 class WeightsError(ValueError):
     "A weights file that cannot be read, or that belongs to another network."
 
@@ -335,11 +335,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     its `tensor_digest`, as those of `bnrcam.train.save_tensors` do."""
     with safe_open(path, 'pt') as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-        metadata = json.loads((file.metadata() or {}).get('bnrcam', '{}'))
+        text = (file.metadata() or {}).get('bnrcam')
+    if text is None:  # a file of others
+        return tensors, {}
+    metadata = json.loads(text)
     if not isinstance(metadata, dict):
         raise ValueError('its metadata are no JSON object')
-    stated = metadata.pop('digest', None)
-    if stated not in (None, tensor_digest(tensors, json.dumps(metadata))):
+    if metadata.pop('digest', None) != tensor_digest(tensors, json.dumps(metadata)):
         raise ValueError('its values are not the ones that were written')
     return tensors, metadata
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHARED', 'DIFFERENCE', 'INTERVAL', 'PSEUDO', 'COMPARISON', 'SHARE', 'STYLE', 'SLIDER', 'CAPTIONS', 'SLIDER_PAGE',
-           'DRAWINGS', 'PAGE', 'provenance', 'write_json', 'load_results', 'read_json', 'file_digest', 'curves',
+           'PAGE', 'provenance', 'write_text', 'write_json', 'load_results', 'read_json', 'file_digest', 'curves',
            'mean_spread', 'by_seed', 'paired_difference', 'embolden', 'seed_table', 'noise_table', 'load_segmentation',
            'class_table', 'data_name', 'server_score', 'segmentation_table', 'load_modern', 'evidence',
            'write_evidence', 'write_table', 'write_figure', 'slider_map', 'data_uri', 'slider_image', 'write_slider',
-           'evidence_rows', 'notebook_page', 'write_index', 'first_difference', 'check_scores', 'Study',
-           'check_settings', 'check_pixels', 'check_weights', 'check_table', 'check_evidence', 'checks', 'verify']
+           'evidence_rows', 'notebook_page', 'executed', 'write_index', 'first_difference', 'check_scores', 'Study',
+           'check_settings', 'check_pixels', 'check_walks', 'check_archive', 'check_weights', 'check_table',
+           'check_evidence', 'check_record', 'checks', 'verify']
 
-# %% ../nbs/13_report.ipynb #facf1020
+# %% ../nbs/13_report.ipynb #dae18c09
 import base64
 import contextlib
 import hashlib
@@ -39,17 +40,17 @@ from markupsafe import Markup
 from PIL import Image
 from scipy.special import stdtrit
 
-from .data import DataError, VOCFolder, disk_errors, read_image
+from .data import DataError, VOCFolder, disk_errors, read_image, read_mask, read_split
 from .evaluate import THRESHOLDS, class_scores, evaluate_labels, evaluate_seeds, evaluate_trivial
 from .figures import BENCHMARKS, SEGMENT_NAMES, VARIANT_NAMES, save_figure
 from .launch import processes
 from .paper import VOC_LABELS, table
 from .scenes import voc_palette
 from .seeds import read_cams, seed_scores
-from .submit import read_scores
-from .train import code_digest, load_tensors
+from .submit import read_scores, submission
+from .train import code_digest, load_tensors, progress_bar
 
-# %% ../nbs/13_report.ipynb #c444432c
+# %% ../nbs/13_report.ipynb #88f12862
 def provenance(**values) -> dict:
     "What made a number: the given values, then code and library versions, device and time."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
@@ -59,16 +60,20 @@ def provenance(**values) -> dict:
             'device': device, 'finished': time.strftime('%Y-%m-%d %H:%M:%S %z')}
 
 
-def write_json(path: str | Path, value: dict) -> None:
-    "Write `value` as JSON, in one step; of several processes, the first one does."
-    if not processes().is_main_process:
-        return
+def write_text(path: str | Path, text: str) -> None:
+    "Write a file in one step: readers see the old one or the new one, never a part. DataError if it cannot be written."
     path = Path(path)
     partial = path.with_suffix('.partial')
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1) + '\n', encoding='utf-8')
+        partial.write_text(text, encoding='utf-8')
         os.replace(partial, path)
+
+
+def write_json(path: str | Path, value: dict) -> None:
+    "`write_text` of `value` as JSON; of several processes, the first one does."
+    if processes().is_main_process:
+        write_text(path, json.dumps(value, indent=1) + '\n')
 
 # %% ../nbs/13_report.ipynb #8e3748ee
 # what runs of one study share, as their results record it
@@ -357,7 +362,7 @@ def load_modern(folder: str | Path, seeds: Sequence[int], backbones: Sequence[st
     frames = [load_results(folder, [f'noise1-s{seeds[0]}'], f'segment-{name}') for name in backbones]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-# %% ../nbs/13_report.ipynb #adf134a1
+# %% ../nbs/13_report.ipynb #58e0e777
 def evidence(*results: pd.DataFrame, **values) -> dict:
     """`provenance` of a table or figure: the given values, then `results`: each result file that it was made from, by its
     place below `reports/PROFILE`, with its digest and what it says itself of its data, code, device and time.
@@ -379,14 +384,13 @@ def write_table(frame: pd.DataFrame, folder: str | Path, name: str, record: dict
     interval excludes 0 are bold, but for the csv."""
     if frame.empty:
         raise DataError(f'{name}: the table has no rows; did its runs finish?')
-    folder = Path(folder)
     marked = frame.map(lambda cell: embolden(cell, '**', '**') if isinstance(cell, str) else cell)
-    latex = embolden(frame.to_latex(index=False, escape=True), r'\textbf{', '}')
-    with disk_errors(folder / f'{name}.csv'):
-        frame.to_csv(folder / f'{name}.csv', index=False)
-        (folder / f'{name}.md').write_text(marked.to_markdown(index=False, disable_numparse=True) + '\n', encoding='utf-8')
-        (folder / f'{name}.tex').write_text(latex, encoding='utf-8')
-    write_evidence(folder, name, record, [f'{name}.{kind}' for kind in ('csv', 'md', 'tex')])
+    texts = {f'{name}.csv': frame.to_csv(index=False),
+             f'{name}.md': marked.to_markdown(index=False, disable_numparse=True) + '\n',
+             f'{name}.tex': embolden(frame.to_latex(index=False, escape=True), r'\textbf{', '}')}
+    for file, text in texts.items():
+        write_text(Path(folder, file), text)
+    write_evidence(folder, name, record, [*texts])
 
 
 def write_figure(figure, folder: str | Path, name: str, record: dict) -> None:
@@ -425,7 +429,7 @@ def slider_image(dataset: VOCFolder, name: str, stores: dict[str, str | Path], s
     return {'name': name, 'label': ', '.join(dataset.classes[i] for i in labels), 'size': size,
             'photo': data_uri(photo.resize(size), 'jpeg'), 'maps': maps}
 
-# %% ../nbs/13_report.ipynb #0693fb0f
+# %% ../nbs/13_report.ipynb #765e873c
 STYLE = Markup('''
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: auto; padding: 1rem; overflow-wrap: break-word; }
@@ -434,6 +438,7 @@ img, canvas { max-width: 100%; background: white; border-radius: 4px; } pre { wh
 .code_cell .highlight pre { white-space: pre; overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); }
+@media (max-width: 40rem) { .wide img { max-width: none; } }
 .wide { overflow-x: auto; } .wide table { width: max-content; } .wide td { max-width: 16rem; } .wide th { max-width: 9rem; }
 .wide :is(th, td):first-child { position: sticky; left: 0; background: Canvas; max-width: min(16rem, 40vw); white-space: normal; }
 a, summary { text-underline-offset: .2em; } summary { cursor: pointer; width: fit-content; }
@@ -551,11 +556,10 @@ def write_slider(path: str | Path, profile: str, dataset: VOCFolder, names: Sequ
     data = {'thresholds': THRESHOLDS.tolist(), 'labels': labels, 'images': images,
             'models': dict(zip(stores, results[keys].to_dict('records'), strict=True)),
             'start': int(np.argmax(results['miou'].iloc[0]))}
-    path = Path(path)
-    path.write_text(SLIDER.render(profile=profile, data=data, style=STYLE), encoding='utf-8')
-    return path
+    write_text(path, SLIDER.render(profile=profile, data=data, style=STYLE))
+    return Path(path)
 
-# %% ../nbs/13_report.ipynb #fef2bffe
+# %% ../nbs/13_report.ipynb #cab762c8
 CAPTIONS = {
     'table1': 'Table 1. mIoU of seeds (best threshold) and pseudo-labels; higher is better. Compare ours with TransCAM row by '
               'row, and with the predictors at the end, which look at no pixel. The columns of the paper are from its own data.',
@@ -587,7 +591,6 @@ CAPTIONS = {
     'collapse': 'The collapse. What the paper does not say. Left: seeds of networks trained from scratch; compare the first '
                 'bar with the others. Right: fine-tuned at growing learning rates; where the line falls, the method breaks.'}
 SLIDER_PAGE = 'threshold_slider.html'
-DRAWINGS = {'years', 'figure2', 'collapse'}  # with text to read: on a phone they scroll
 
 PAGE = Environment(autoescape=True).from_string('''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -596,7 +599,7 @@ figure { margin: 2.5rem 0; scroll-margin-top: 1rem; } figcaption { margin: .5rem
 nav a { display: inline-block; margin-right: 1rem; padding: .15rem 0; }
 small, details { font-size: .85rem; } dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem 1rem; }
 dt { font-weight: bold; } dd { margin: 0; min-width: 0; }
-@media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .4rem 1rem; } .drawing { width: 46rem; max-width: none; } }
+@media (max-width: 40rem) { dl { display: block; } dd { margin: 0 0 .4rem 1rem; } }
 </style></head><body>
 <h1>Background noise reduction of attention maps: {{ profile }}</h1>
 <p>{{ about }}</p>
@@ -608,9 +611,8 @@ compared, one in twenty excludes 0 by chance.</p>
 {% for item in items %}<figure id="{{ item.name }}">
 {% if item.table %}<div class="wide" tabindex="0" role="region" aria-label="{{ item.title }}">{{ item.table }}</div>
 {% elif item.page %}<p><a href="{{ item.page }}">Open the slider</a></p>
-{% elif item.drawing %}<div class="wide" tabindex="0" role="region" aria-label="{{ item.title }}">
-<a href="{{ item.name }}.svg"><img class="drawing" src="{{ item.name }}.png" alt="{{ item.caption }}"></a></div>
-{% else %}<a href="{{ item.name }}.svg"><img src="{{ item.name }}.png" alt="{{ item.caption }}"></a>{% endif %}
+{% else %}<div class="wide" tabindex="0" role="region" aria-label="{{ item.title }}">
+<a href="{{ item.name }}.svg"><img src="{{ item.name }}.png" alt="{{ item.caption }}"></a></div>{% endif %}
 <figcaption>{{ item.caption }}</figcaption>
 <small>{% for kind in item.files %}<a href="{{ item.name }}.{{ kind }}">{{ kind }}</a> {% endfor %}
 &middot; <a href="{{ item.name }}.html">how it was made</a></small>
@@ -662,16 +664,16 @@ def notebook_page(path: Path, home: str = 'index.html') -> Path:
                             exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(notebook)
     page = path.with_suffix('.html')
-    page.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>bnrcam: {html.escape(what)}</title>'
-                    f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
-                    f'<body><p><a href="{home}">All tables and figures</a>: {html.escape(what)}</p>'
-                    f'{_TABLE.sub(_BOX, body)}</body></html>\n', encoding='utf-8')
+    write_text(page, f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>bnrcam: {html.escape(what)}</title>'
+                     f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+                     f'<body><p><a href="{home}">All tables and figures</a>: {html.escape(what)}</p>'
+                     f'{_WIDE.sub(_BOX, body)}</body></html>\n')
     return page
 
 
-# a table of a notebook scrolls in a box of its own, as those of the index
-_TABLE = re.compile('<table.*?</table>', re.S)
-_BOX = r'<div class="wide" tabindex="0" role="region" aria-label="Table">\g<0></div>'
+# a table or picture of a notebook scrolls in a box of its own, as those of the index
+_WIDE = re.compile('<table.*?</table>|<img[^>]*>', re.S)
+_BOX = r'<div class="wide" tabindex="0" role="region" aria-label="Output">\g<0></div>'
 _UNFINISHED = re.compile(r'^.*\b\d{1,2}%\|.*$\n?', re.M)  # a progress bar below 100 %
 
 
@@ -688,6 +690,12 @@ def _readable(cell, alt):
     return cell
 
 
+def executed(folder: Path) -> list[Path]:
+    "Executed notebooks of tables, figures and runs: not those that failed, nor the copies that JupyterLab makes."
+    return [path for path in folder.rglob('*.ipynb')
+            if not path.name.endswith('.failed.ipynb') and path.parent.name != '.ipynb_checkpoints']
+
+
 def write_index(folder: str | Path, profile: str, about: str) -> Path:
     """Write `folder/index.html` and the HTML pages of all executed notebooks. Shows every table and figure whose notebook
     is there, in the order of `CAPTIONS`; DataError if there is none, or if one lacks a file."""
@@ -699,12 +707,11 @@ def write_index(folder: str | Path, profile: str, about: str) -> Path:
     for name in made:
         notebook_page(folder / f'{name}.ipynb')
     runs: dict[str, dict[str, bool]] = {}
-    for path in sorted(folder.glob('*/*.ipynb'), key=_in_order):
-        if not path.name.endswith('.failed.ipynb'):
-            notebook_page(path, '../index.html')
-            runs.setdefault(path.parent.name, {})[path.stem] = path.with_suffix('.json').is_file()
+    for path in sorted((path for path in executed(folder) if path.parent != folder), key=_in_order):
+        notebook_page(path, '../index.html')
+        runs.setdefault(path.parent.name, {})[path.stem] = path.with_suffix('.json').is_file()
     page = folder / 'index.html'
-    page.write_text(PAGE.render(profile=profile, about=about, items=items, runs=runs, style=STYLE), encoding='utf-8')
+    write_text(page, PAGE.render(profile=profile, about=about, items=items, runs=runs, style=STYLE))
     return page
 
 
@@ -723,7 +730,6 @@ def _item(folder: Path, name: str) -> dict:
             raise DataError(f'{folder / file}: missing; `make reproduce` makes it')
     record = read_json(folder / f'{name}.json')
     return {'name': name, 'caption': CAPTIONS[name], 'title': CAPTIONS[name].split('. ')[0], 'files': kinds,
-            'drawing': name in DRAWINGS,
             'page': pages[0] if pages else '', 'table': _table_html(folder / f'{name}.csv') if 'csv' in kinds else '',
             'evidence': evidence_rows(record),
             'results': [(file, run['sha256']) for file, run in record.get('results', {}).items()]}
@@ -771,7 +777,7 @@ def _label_maps(result: dict) -> dict[str, dict]:
     "The scores of label maps in a result file of the stages pseudo and segment, by their names."
     return {key: value for key, value in result.items() if isinstance(value, dict) and 'confusion' in value}
 
-# %% ../nbs/13_report.ipynb #7878d004
+# %% ../nbs/13_report.ipynb #89cc6942
 class Study:
     """A finished study: `settings` of its profile, its data set's folder, `reports/PROFILE` and `data/runs/PROFILE` below
     `base`. DataError if the profile cannot be read."""
@@ -781,7 +787,7 @@ class Study:
             self.name = self.settings['profile']
         except (OSError, yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError) as error:
             raise DataError(f"{profile}: no profile ({' '.join(str(error).split())}); give one of nbs/profiles") from None
-        self.data, self.reports = Path(data), Path(base, 'reports', self.name)
+        self.data, self.base, self.reports = Path(data), Path(base), Path(base, 'reports', self.name)
         self.runs = Path(base, 'data/runs', self.name)
         self.test_scores = Path(base, f'data/test_scores_{self.name}.csv')
         self.seeds, self.labels = self.settings['seeds'], self.settings.get('pseudo_labels', [])
@@ -824,7 +830,7 @@ class Study:
                        'table4': lambda: segmentation_table(4, networks(), modern(), self.name, benchmark)}
         return makers
 
-# %% ../nbs/13_report.ipynb #5590dc2b
+# %% ../nbs/13_report.ipynb #a666da2f
 def check_settings(study: Study, file: str) -> str | None:
     "Was a result made with the parameters that are in the profile? What differs first, or None."
     path = study.reports / file
@@ -851,6 +857,26 @@ def check_pixels(study: Study, file: str) -> str | None:
     else:
         folders = {key: folder / path.stem / key for key in _label_maps(result)}
     return first_difference(result, {key: evaluate_labels(images, maps, scored) for key, maps in folders.items()})
+
+
+def check_walks(study: Study, file: str) -> str | None:
+    "Are a run's labels after each walk, before the CRF, those of the stored scores? What is not, or None."
+    from bnrcam.affinity import pseudo_label  # here, because every stage imports this module
+    folder, images = study.runs / Path(file).parent, study.images('seeds')
+    num_labels, background = 1 + len(images.classes), study.settings['pseudo']['background']
+    for walk, name in progress_bar([*product(('walk', 'attention'), images.names)], desc='walks', unit='map'):
+        again = pseudo_label(study.data, num_labels, folder / f'{walk}_scores', background, False, name)
+        if not np.array_equal(read_mask(folder / walk / f'{name}.png', num_labels), again):
+            return f"{folder / f'{walk}_scores' / name}.safetensors: its labels are not those in {walk}/{name}.png"
+    return None
+
+
+def check_archive(study: Study, file: str) -> str | None:
+    "Is the archive for the test server the one of a network's predictions? What is wrong, or None."
+    path, dataset = study.runs / Path(file).with_suffix('.tar'), study.settings['dataset']
+    folder = path.with_name(f'{path.stem}-test') / 'crf'
+    again = submission(folder, read_split(study.data, dataset['test']), study.data, 1 + len(dataset['classes']))
+    return None if path.read_bytes() == again else f'{path} is not the archive of the predictions in {folder}'
 
 
 def check_weights(path: Path) -> str | None:
@@ -884,18 +910,40 @@ def check_evidence(folder: Path, name: str) -> str | None:
     return None
 
 
+def check_record(study: Study, notebook: Path) -> str | None:
+    """Are an executed notebook, what its stage left beside it, and the notebooks that it was made from, those in its
+    record, `NAME.made`? What is not, or None."""
+    record = read_json(notebook.with_suffix('.made'))
+    made, sources = ({study.base / file: digest for file, digest in record.get(key, {}).items()} for key in ('made', 'from'))
+    made = {notebook: 'no digest', **made}
+    # not the code and the profile, which may change: numbers are computed again
+    sources = {path: digest for path, digest in sources.items() if path.is_relative_to(study.reports)}
+    for path, digest in [*made.items(), *sources.items()]:
+        if not path.is_file():
+            return f'{path} is gone'
+        if not str(digest).startswith(file_digest(path)):
+            return f'{path} is not the file that was written' if path in made else f'was made from another {path}'
+    return None
+
+
 def checks(study: Study) -> Iterator[tuple[str, Callable[[], str | None]]]:
     "All checks of a study: what is checked, and a function that says what is wrong, or None."
     for file in study.results():
         yield f'{study.reports / file}: parameters of the profile', partial(check_settings, study, file)
         yield f'{study.reports / file}: scores of its confusion matrices', partial(check_scores, study.reports / file)
         yield f'{study.reports / file}: scores of the stored maps', partial(check_pixels, study, file)
+        if file.endswith('/pseudo.json'):
+            yield f'{study.reports / file}: labels of the stored walks', partial(check_walks, study, file)
+        if '/segment' in file and study.settings['dataset'].get('test'):
+            yield f'{study.reports / file}: archive for the server', partial(check_archive, study, file)
     for path in sorted(study.runs.rglob('model.safetensors')):
         yield f'{path}: the weights', partial(check_weights, path)
     for name, make in study.tables().items():
         yield f'{study.reports / name}.csv: every cell', partial(check_table, study.reports / f'{name}.csv', make)
     for name in study.shown():
         yield f'{study.reports / name}.json: the files it names', partial(check_evidence, study.reports, name)
+    for notebook in sorted({study.reports / 'index.ipynb', *executed(study.reports)}):
+        yield f'{notebook}: the files in its record', partial(check_record, study, notebook)
 
 
 def verify(profile: str | Path, data: str | Path, base: str | Path = '.') -> int:

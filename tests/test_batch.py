@@ -114,13 +114,20 @@ def test_verify(repo):
     result = make(repo, 'verify')
     assert result.returncode == 0, result.stdout + result.stderr
     path = repo / 'data/runs/tiny/noise1-s0/segment/crf/val_00001.png'
-    kept = path.read_bytes()
+    page, archive = repo / 'reports/tiny/index.html', repo / 'data/runs/tiny/noise1-s0/segment.tar'
+    kept = {file: file.read_bytes() for file in (path, page, archive)}
     Image.fromarray(np.ones_like(np.array(Image.open(path)))).save(path)  # all of the first class
+    page.write_text('another')
+    archive.write_bytes(b'')
     try:
         result = make(repo, 'verify')
-        assert result.returncode != 0 and 'noise1-s0/segment' in result.stdout, result.stdout + result.stderr
+        wrong = [line for line in result.stdout.splitlines() if line.startswith('WRONG')]
+        assert result.returncode != 0 and len(wrong) == 3, result.stdout + result.stderr
+        for file, line in zip(('noise1-s0/segment', 'noise1-s0/segment.tar', 'index.html'), wrong):
+            assert file in line
     finally:
-        path.write_bytes(kept)
+        for file, content in kept.items():
+            file.write_bytes(content)
 
 
 def test_second_time_nothing_runs(repo):

@@ -12,9 +12,11 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,8 +29,9 @@ from bnrcam.conformer import WeightsError, load_weights
 from bnrcam.crf import fresh_folder, map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.figures import save_figure
-from bnrcam.report import Study, check_settings, check_weights, load_results, write_json, write_table
-from bnrcam.scenes import SCENE_CLASSES, voc_palette
+from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
+                           write_slider, write_table)
+from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
 from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
 from bnrcam.submit import write_submission
 from bnrcam.train import code_digest, fit, save_tensors
@@ -314,6 +317,22 @@ def test_every_damage_is_seen(repo, damage, monkeypatch, capsys):
         path.write_bytes(kept)
 
 
+def test_damage_is_seen_whatever_the_name(tmp_path, monkeypatch, capsys):
+    "Networks of timm have a point in their names."
+    monkeypatch.chdir(tmp_path)
+    product = Path('reports/noise1-s0/segment-convnext_small.fb_in22k_ft_in1k.ipynb')
+    product.parent.mkdir(parents=True)
+    batch.begin(str(product))
+    product.with_suffix('.failed.ipynb').write_text('executed')
+    batch.end(str(product))
+    product.with_suffix('.failed.ipynb').write_text('one that failed')
+    batch.stale('reports')
+    assert capsys.readouterr().out == ''
+    product.write_text('cut')
+    batch.stale('reports')
+    assert capsys.readouterr().out == f'{product}\n'
+
+
 def test_killed_between_record_and_product(repo, monkeypatch, capsys):
     "The last two steps of a stage: the product before it does not pass as the new one."
     monkeypatch.chdir(repo)
@@ -398,6 +417,30 @@ def submission(path):
     write_submission(base / 'made', ['a'], base, path, 7)
 
 
+def page(path):
+    with full_disk(10**9):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1')]), path.with_suffix('.ipynb'))
+    notebook_page(path.with_suffix('.ipynb'))
+
+
+def index(path):
+    with full_disk(10**9):
+        page(path.with_name('table1.html'))
+        write_table(FRAME, path.parent, 'table1', {})
+    with patch('bnrcam.report.notebook_page'):  # it would be the first to find no room
+        write_index(path.parent, 'x', 'y')
+
+
+def slider(path):
+    root = path.parent.parent / 'scenes'
+    with full_disk(10**9):
+        root.exists() or write_scenes(root, sizes={'train': 1})
+    scene = VOCFolder(root, 'train', SCENE_CLASSES, masks=True)
+    no_model = pd.DataFrame({'miou': [[1.]], 'best_miou': [1.], 'best_threshold': [0.]})
+    with patch('bnrcam.report.slider_image', lambda *_: {'maps': {}, 'size': (1, 1)}):
+        write_slider(path, 'x', scene, scene.names, {'ours': 'none'}, no_model)
+
+
 FRAME = pd.DataFrame({'a': ['b' * 3000]})
 WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones(999)}),
            'cam.safetensors': lambda path: write_cams(path, CAMs(torch.tensor([0]), (64, 64), [torch.ones(1, 40, 40)]), 'a test'),
@@ -405,7 +448,7 @@ WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones
            'seeds.json': lambda path: write_json(path, {'a': [*range(999)]}),
            'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', {}),
            'figure1.png': lambda path: save_figure(curve(), path.parent, 'figure1'),
-           'segment.tar': submission}
+           'segment.tar': submission, 'table1.html': page, 'index.html': index, 'threshold_slider.html': slider}
 
 
 def curve():
@@ -423,13 +466,13 @@ def test_full_disk(tmp_path, name):
         with full_disk(500):
             WRITERS[name](path)
     assert '\n' not in str(error.value)
-    assert not path.exists() or path.suffix in ('.csv', '.png')  # results have their record last, which is not there
+    assert not path.exists() or path.suffix == '.png'  # figures have their record last, which is not there
     assert not path.with_suffix('.json').exists()
     WRITERS[name](path)
     assert path.stat().st_size > 500 and not [*tmp_path.rglob('*part*')]
 
 
-@pytest.mark.parametrize('name', [name for name in WRITERS if name not in ('table1.csv', 'figure1.png')])
+@pytest.mark.parametrize('name', [name for name in WRITERS if name not in ('table1.html', 'index.html')])
 def test_no_folder_to_write_to(tmp_path, name):
     "A file lies where the folder should be, as for one of another owner or read-only."
     blocked = tmp_path / 'out'

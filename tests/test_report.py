@@ -1,8 +1,10 @@
 """Tables 2 to 4, their page and their figures from made-up results: ours and the paper's numbers never mix."""
 import base64
+import io
 import shutil
 
 import matplotlib
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ import torch
 
 from bnrcam.data import DataError, VOCFolder
 from bnrcam.evaluate import confusion_matrix, curve_confusions, evaluate_seeds, score_histogram
-from bnrcam.figures import move_apart, published, years_figure
+from bnrcam.figures import forward_one, label_figure, method_figure, move_apart, published, years_figure
 from bnrcam.paper import VOC_LABELS, recent, table
 from bnrcam.report import (CAPTIONS, DIFFERENCE, SHARE, SLIDER_PAGE, class_table, evidence, load_results,
                            load_segmentation, segmentation_table, slider_map, write_evidence, write_figure, write_index,
@@ -20,6 +22,7 @@ from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
 from bnrcam.submit import read_scores
 from browsing import check_page
+from test_site import check_sizes
 
 matplotlib.use('Agg')
 SMALL = ['background', 'apple', 'fish']
@@ -269,6 +272,23 @@ def test_published_marks_extra_supervision():
     assert rows.loc['Ours', 'year'] == 2024
 
 
+# class names
+
+def test_dollars_in_class_names_are_no_formula(scenes, net):
+    "Row names, legend and title say them as they are; as a formula these could not even be parsed."
+    odd = 'cost_$5_$x'
+    data = VOCFolder(scenes, 'train', SCENE_CLASSES, masks=True)
+    data.classes = (odd,) * len(SCENE_CLASSES)
+    name = next(name for name, labels in zip(data.names, data.labels) if labels.any())
+    output = forward_one(net, data, name, 64)
+    labels = {*np.unique(data.mask(name))} - {0, 255}
+    for figure, count in ((label_figure(data, [name], {}), len(labels) + 1), (method_figure(np.zeros((9, 9)), output, 1, odd), 1)):
+        with plt.rc_context({'svg.fonttype': 'none'}):
+            figure.savefig(file := io.BytesIO(), format='svg')
+        assert file.getvalue().decode().count(odd) == count
+        plt.close(figure)
+
+
 # the page
 
 @pytest.fixture(scope='module')
@@ -347,6 +367,12 @@ def test_slider_map_is_what_evaluate_counts():
 def test_pages_in_a_browser(page, browser):
     for name in ('index', 'table2', 'figure3', 'noise1-s0/segment', SLIDER_PAGE.removesuffix('.html')):
         check_page(browser, page.parent / f'{name}.html')
+
+
+def test_figures_keep_their_size_on_a_phone(page, browser):
+    for name in ('index', 'figure3'):
+        browser.get((page.parent / f'{name}.html').as_uri())
+        check_sizes(browser)
 
 
 def test_evidence_stands_behind_each_item(page, browser):

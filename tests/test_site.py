@@ -1,6 +1,8 @@
 """Pages: those of an executed notebook, and those of the API, made from the docstrings."""
+import base64
 import importlib
 import inspect
+import io
 import pkgutil
 import re
 import shutil
@@ -10,10 +12,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 import bnrcam
 from bnrcam.report import notebook_page
-from browsing import check_page
+from browsing import check_page, resize
 
 ROOT = Path(__file__).parent.parent
 MODULES = [info.name for info in pkgutil.iter_modules(bnrcam.__path__) if not info.name.startswith('_')]
@@ -23,13 +26,15 @@ MODULES = [info.name for info in pkgutil.iter_modules(bnrcam.__path__) if not in
 
 @pytest.fixture
 def notebook(tmp_path):
-    "Page of a notebook as papermill leaves it: parameters twice, a progress bar in three steps, a table, a long line."
+    "Page of a notebook as papermill leaves it: parameters twice, a progress bar in three steps, a table, a picture, a long line."
     stream = lambda text: nbformat.v4.new_output('stream', name='stderr', text=text)
     bars = [stream(f'walk: {bar}') for bar in ('  0%|      | 0/9\n', ' 55%|###   | 5/9\n', '100%|######| 9/9\n')]
     table = nbformat.v4.new_output('display_data', data={'text/html': f'<table><tr>{"<td>a wide cell</td>" * 40}</tr></table>'})
+    Image.new('RGB', (1300, 400)).save(file := io.BytesIO(), 'PNG')
+    picture = nbformat.v4.new_output('display_data', data={'image/png': base64.b64encode(file.getvalue()).decode()})
     cells = [nbformat.v4.new_code_cell('seed = 0', metadata={'tags': ['parameters']}),
              nbformat.v4.new_code_cell('seed = 1', metadata={'tags': ['injected-parameters']}),
-             nbformat.v4.new_code_cell('walk(' + 'seed, ' * 60 + ')', outputs=[*bars, stream('a warning\n'), table])]
+             nbformat.v4.new_code_cell('walk(' + 'seed, ' * 60 + ')', outputs=[*bars, stream('a warning\n'), table, picture])]
     (tmp_path / 'noise1-s0').mkdir()
     (tmp_path / 'index.html').write_text('<title>index</title>')
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / 'noise1-s0/pseudo.ipynb')
@@ -45,6 +50,19 @@ def test_notebook_page_is_brief(notebook):
 
 def test_notebook_page_in_a_browser(notebook, browser):
     check_page(browser, notebook)
+    check_sizes(browser)
+
+
+def check_sizes(browser):
+    "On a phone, pictures and the text in them are as large as they were drawn, and scroll in boxes that fit."
+    resize(browser, 'phone')
+    sizes = browser.execute_script("""return [...document.images].map(i => {
+      const box = i.closest('.wide'); return [i.naturalWidth, i.width, box.clientWidth, box.scrollWidth]; })""")
+    assert sizes
+    for natural, width, box, scroll in sizes:
+        assert width == natural and box <= 390 and scroll == max(box, natural)
+    resize(browser, 'desk')
+    assert browser.execute_script('return [...document.images].every(i => i.width <= i.closest(".wide").clientWidth)')
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'nbs').glob('[rs]*/*.ipynb')), ids=lambda path: f'{path.parent.name}/{path.stem}')

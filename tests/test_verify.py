@@ -1,6 +1,9 @@
 """`verify` on a small study: passes where all is as it was written, and names the file and the value that is not."""
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from functools import partial
 
 import matplotlib
@@ -11,6 +14,9 @@ import torch
 import yaml
 from PIL import Image
 
+from bnrcam import batch
+from bnrcam.affinity import pseudo_label
+from bnrcam.crf import map_images
 from bnrcam.data import DataError, VOCFolder, write_mask
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds, evaluate_trivial
 from bnrcam.figures import curve_figure
@@ -19,13 +25,14 @@ from bnrcam.report import (by_seed, class_table, curves, embolden, evidence, loa
                            write_figure, write_json, write_table)
 from bnrcam.scenes import SCENE_CLASSES, voc_palette
 from bnrcam.seeds import CAMs, write_cams
+from bnrcam.submit import read_scores, write_submission
 from bnrcam.train import load_tensors, save_tensors
 
 matplotlib.use('Agg')
 SETTINGS = {'profile': 'small', 'compute': {'threads': 1},
             'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['baseline', 'noise1'],
-            'modern': ['resnet18'], 'benchmark': None,
-            'dataset': {'classes': [*SCENE_CLASSES], 'train': 'train', 'seeds': 'train', 'val': 'val', 'test': None,
+            'modern': ['resnet18'], 'benchmark': None, 'pseudo': {'background': .42},
+            'dataset': {'classes': [*SCENE_CLASSES], 'train': 'train', 'seeds': 'train', 'val': 'val', 'test': 'val',
                         'scored': None}}
 RUNS = [f'{variant}-s{seed}' for variant in SETTINGS['variants'] for seed in SETTINGS['seeds']]
 
@@ -46,6 +53,27 @@ def made_up_labels(dataset, folder, rng):
         write_mask(folder / f'{name}.png', np.where(rng.random(truth.shape) < .2, 0, truth), voc_palette())
 
 
+def made_up_walk(dataset, folder, walk, rng):
+    "Scores after a walk, and their labels."
+    for name, labels in zip(dataset.names, dataset.labels):
+        classes, (height, width) = labels.nonzero().flatten(), dataset.mask(name).shape
+        scores = torch.from_numpy(rng.random((1 + len(classes), 6, 6)).astype(np.float32))
+        save_tensors(folder / f'{walk}_scores/{name}.safetensors', {'classes': classes, 'scores': scores},
+                     walk={'size': (height, width), 'covers': (height, width)})
+    label = partial(pseudo_label, dataset.root, 1 + len(dataset.classes), folder / f'{walk}_scores',
+                    SETTINGS['pseudo']['background'], False)
+    map_images(label, dataset.names, folder / walk, workers=1)
+
+
+def made_up_notebook(base, name, *sources):
+    "An executed notebook of `base`, with the record that the batch keeps."
+    product = f'reports/small/{name}.ipynb'
+    record = lambda *step: subprocess.run([sys.executable, batch.__file__, *step], cwd=base, check=True)
+    (base / product).with_suffix('.failed.ipynb').write_text(f'{name}, executed')
+    record('begin', product, *sources)
+    record('end', product)
+
+
 @pytest.fixture(scope='module')
 def finished(scenes, tmp_path_factory):
     base, rng = tmp_path_factory.mktemp('study'), np.random.default_rng(0)
@@ -64,25 +92,35 @@ def finished(scenes, tmp_path_factory):
             folders = {'crf': 'generous', 'walk_crf': 'walk_crf', 'attention_crf': 'attention_crf'}
             for folder in folders.values():
                 made_up_labels(train, runs / run / folder, rng)
+            for walk in ('walk', 'attention'):
+                made_up_walk(train, runs / run, walk, rng)
+                folders[walk] = walk
             write_json(reports / run / 'pseudo.json', {
                 **common, **{key: evaluate_labels(train, runs / run / folder) for key, folder in folders.items()},
                 'made_by': provenance(data=train.fingerprint())})
         for name in ('segment', 'segment-resnet18') if run == 'noise1-s0' else ('segment',):
             for kind in ('plain', 'crf'):
                 made_up_labels(val, runs / run / name / kind, rng)
+            made_up_labels(val, runs / run / f'{name}-test/crf', rng)
+            write_submission(runs / run / f'{name}-test/crf', val.names, val.root, runs / run / f'{name}.tar', 7)
             write_json(reports / run / f'{name}.json', {
                 **common, 'backbone': name, 'split': 'val', 'made_by': provenance(data=val.fingerprint()),
                 **{kind: evaluate_labels(val, runs / run / name / kind) for kind in ('plain', 'crf')}})
     results, pseudo = load_results(reports, RUNS), load_results(reports, RUNS, 'pseudo')
     networks = load_segmentation(reports, SETTINGS['pseudo_labels'], [0, 1])
-    modern = load_modern(reports, [0, 1], ['resnet18'])
+    modern, test = load_modern(reports, [0, 1], ['resnet18']), read_scores(base / 'none', SCENE_CLASSES)
     frames = {'table1': (seed_table(results, pseudo, evaluate_trivial(train)), results, pseudo),
-              'table2': (class_table(networks, None, 'small', None), networks),
-              **{f'table{n}': (segmentation_table(n, networks, modern, 'small', None), networks, modern) for n in (3, 4)},
+              'table2': (class_table(networks, test, 'small', None), networks),
+              'table3': (segmentation_table(3, networks, modern, 'small', None, test), networks, modern),
+              'table4': (segmentation_table(4, networks, modern, 'small', None), networks, modern),
               'table5': (noise_table(results), results)}
     for name, (frame, *sources) in frames.items():
         write_table(frame, reports, name, evidence(*sources, profile='small', seeds=[0, 1]))
     write_figure(curve_figure(curves(results)), reports, 'figure4', evidence(results, profile='small'))
+    made_up_notebook(base, 'noise1-s0/train', 'small.yaml')
+    for page in ('noise1-s0/train.html', 'index.html'):
+        (reports / page).write_text('a page')
+    made_up_notebook(base, 'index', 'reports/small/noise1-s0/train.ipynb')
     return base
 
 
@@ -112,8 +150,9 @@ def change(path, edit):
 def test_an_honest_study_passes(finished, capsys):
     count = check(finished)
     output = capsys.readouterr().out
-    # three a result file, one a table, one for the evidence of each table and figure
-    assert count == 3 * (4 + 4 + 6 + 1) + 5 + 6 and f'All {count} checks passed' in output and 'WRONG' not in output
+    # three a result file, the walks of each pseudo.json, the archive of each network, one a table, one for the evidence of
+    # each table and figure, one for the record of each notebook
+    assert count == 3 * (4 + 4 + 6 + 1) + 4 + 7 + 5 + 6 + 2 and f'All {count} checks passed' in output and 'WRONG' not in output
 
 
 def test_number_in_a_table(study, capsys):
@@ -199,6 +238,72 @@ def test_missing_and_damaged_results(study, capsys):
     (study / 'reports/small/table2.csv').unlink()
     lines = '\n'.join(wrong(study, capsys))
     assert 'noise1-s0/pseudo.json' in lines and 'noise1-s1/seeds.json: damaged' in lines and 'table2.csv' in lines
+
+
+@pytest.mark.parametrize('file, message', [
+    ('noise1-s1/walk_scores/train_00002.safetensors', 'its labels are not those in walk/train_00002.png'),
+    ('baseline-s0/attention_scores/train_00000.safetensors', 'its labels are not those in attention/train_00000.png')])
+def test_changed_walk(study, capsys, file, message):
+    path = study / 'data/runs/small' / file
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, {**tensors, 'scores': tensors['scores'].flip(0)}, **metadata)
+    line, = wrong(study, capsys)
+    assert f'{file}: {message}' in line and 'pseudo.json: labels of the stored walks: ' in line
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:60]), path.unlink):
+        damage()
+        line, = wrong(study, capsys)
+        assert f'{file}: no walked seeds' in line
+
+
+def test_archive_for_the_server(study, capsys):
+    run = study / 'data/runs/small/noise1-s0'
+    content = (run / 'segment.tar').read_bytes()
+    (run / 'segment.tar').write_bytes(content.replace(b'IDAT', b'IDAX', 1))
+    write_mask(run / 'segment-resnet18-test/crf/val_00001.png', np.zeros_like(
+        np.array(Image.open(run / 'segment-resnet18-test/crf/val_00001.png'))), voc_palette())
+    modern, ours = wrong(study, capsys)
+    assert 'segment.json: archive for the server: ' in ours and 'noise1-s0/segment.tar is not the archive' in ours
+    assert 'segment-resnet18.tar is not the archive of the predictions in' in modern
+    (run / 'segment.tar').unlink()
+    assert 'noise1-s0/segment.tar' in wrong(study, capsys)[1]
+
+
+NOTEBOOK, PAGE, INDEX = 'noise1-s0/train.ipynb', 'noise1-s0/train.html', 'index.html'
+
+
+@pytest.mark.parametrize('file, damage, message', [
+    (NOTEBOOK, lambda path: path.write_text('noise1'), f'{NOTEBOOK} is not the file that was written'),  # cut short
+    (NOTEBOOK, lambda path: path.write_text(path.read_text() + ' '), f'{NOTEBOOK} is not the file that was written'),
+    (PAGE, lambda path: path.write_text('another'), f'{PAGE} is not the file that was written'),
+    (INDEX, lambda path: path.write_text('another'), f'{INDEX} is not the file that was written'),
+    (INDEX, lambda path: path.unlink(), f'{INDEX} is gone'),
+    ('noise1-s0/train.made', lambda path: path.write_text('{"made": {}, "from": {}}'), f'{NOTEBOOK} is not the file'),
+    ('noise1-s0/train.made', lambda path: path.unlink(), 'train.made'),
+    ('noise1-s0/train.made', lambda path: path.write_text('{"ma'), 'train.made: damaged'),
+    ('index.ipynb', lambda path: path.unlink(), 'index.ipynb is gone'),
+    ('figure1.ipynb', lambda path: path.write_text('made by hand'), 'figure1.made')])
+def test_notebooks_and_pages(study, capsys, file, damage, message):
+    damage(study / 'reports/small' / file)
+    line = wrong(study, capsys)[-1]
+    assert '.ipynb: the files in its record: ' in line and message in line
+
+
+def test_notebook_made_again_without_what_was_made_from_it(study, capsys):
+    path = study / 'reports/small' / NOTEBOOK
+    path.write_text('another run')
+    change(path.with_suffix('.made'), lambda record: record['made'].update(
+        {f'reports/small/{NOTEBOOK}': hashlib.sha256(b'another run').hexdigest()}))
+    line, = wrong(study, capsys)
+    assert 'index.ipynb: the files in its record: was made from another' in line and NOTEBOOK in line
+
+
+def test_code_may_change_and_copies_do_not_count(study):
+    (study / 'small.yaml').write_text(yaml.safe_dump(SETTINGS) + '\n')
+    copies = study / 'reports/small/noise1-s0/.ipynb_checkpoints'
+    copies.mkdir()
+    for path in (copies / 'train-checkpoint.ipynb', copies.parent / 'seeds.failed.ipynb'):
+        path.write_text('no product')
+    check(study)
 
 
 def test_another_data_set(study, capsys):
