@@ -79,7 +79,7 @@ ifneq ($(filter reproduce readme verify clean $(OUT)/%,$(MAKECMDGOALS)),)
 ifeq ($(DRY),)
 HELD    := $(shell $(GUARD) hold $(LOCK) $$PPID 2>&1)
 $(if $(filter held,$(HELD)),,$(error $(HELD)))
-$(shell $(GUARD) redate $(YAML) $(IMAGES) $(wildcard nbs/stages/*.ipynb nbs/results/*.ipynb bnrcam/*.py))
+$(shell $(GUARD) redate $(YAML) $(IMAGES) $(wildcard nbs/stages/*.ipynb nbs/results/*.ipynb bnrcam/*.py bnrcam/study/*))
 endif
 $(shell $(GUARD) stale $(OUT)): again
 endif
@@ -94,8 +94,8 @@ TRAIN_CODE  := $(call code,data transforms conformer models cam losses launch tr
 SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
 TRUNK_CODE  := $(call code,data transforms launch train resnet38)
 PSEUDO_CODE := $(call code,workers crf resnet38 affinity)
-LEARN_CODE  := $(call code,segment submit)
-REPORT_CODE := $(call code,paper submit figures report)
+LEARN_CODE  := $(call code,segment study/submit)
+REPORT_CODE := $(call code,paper $(addprefix study/,records submit figures tables page)) $(wildcard bnrcam/study/templates/*)
 
 .PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme clean again $(BENCH)
 help:  ## this list
@@ -106,7 +106,7 @@ reproduce: $(OUT)/index.ipynb  ## run what is stale of the study; the result is 
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
 
 verify: $(READY)  ## count the pixels again, and recompute every number and table of a finished study
-	@$(BIN)/python -c "$(SHORT) from bnrcam.report import verify; verify('$(YAML)', '$(DATA)')"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.study.verify import verify; verify('$(YAML)', '$(DATA)')"
 
 plan: $(READY)  ## what reproduce would run, and how long, on this machine: a few steps of each stage are timed
 	@$(BIN)/python -c "$(SHORT) from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"
@@ -129,13 +129,13 @@ voc coco: $(READY)
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
-	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/study/[0-9]*.ipynb
 	$(BIN)/nbdev_clean
 	@touch nbs/index.ipynb; $(MAKE) README.md
 
 README.md: nbs/index.ipynb | $(READY)
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout $< 2>/dev/null \
-	  | sed 's|](\.\./|](|g; s|](\([0-9][0-9]_\)|](nbs/\1|g' > $@
+	  | sed 's|](\.\./|](|g; s|](\(study/\)\{0,1\}\([0-9][0-9]_\)|](nbs/\1\2|g' > $@
 
 bench: $(BENCH)  ## time and memory of every stage against the textbook's forms, on DATA, and the machine's limit (20 minutes)
 	@echo "Done. Open $(BENCH); the numbers are in the .json files beside them"
