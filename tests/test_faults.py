@@ -28,12 +28,14 @@ from bnrcam import batch
 from bnrcam.conformer import WeightsError, load_weights
 from bnrcam.crf import fresh_folder, map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
-from bnrcam.figures import save_figure
-from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
-                           write_slider, write_table)
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
 from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
-from bnrcam.submit import write_submission
+from bnrcam.study.figures import save_figure
+from bnrcam.study.page import notebook_page, write_index, write_slider
+from bnrcam.study.records import load_results, write_json
+from bnrcam.study.submit import write_submission
+from bnrcam.study.tables import write_table
+from bnrcam.study.verify import check_settings, check_weights, read_study
 from bnrcam.train import code_digest, fit, save_tensors
 from test_batch import TINY, environment, new_repo
 
@@ -426,8 +428,8 @@ def page(path):
 def index(path):
     with full_disk(10**9):
         page(path.with_name('table1.html'))
-        write_table(FRAME, path.parent, 'table1', {})
-    with patch('bnrcam.report.notebook_page'):  # it would be the first to find no room
+        write_table(FRAME, path.parent, 'table1', 'Table 1.', {})
+    with patch('bnrcam.study.page.notebook_page'):  # it would be the first to find no room
         write_index(path.parent, 'x', 'y')
 
 
@@ -437,7 +439,7 @@ def slider(path):
         root.exists() or write_scenes(root, sizes={'train': 1})
     scene = VOCFolder(root, 'train', SCENE_CLASSES, masks=True)
     no_model = pd.DataFrame({'miou': [[1.]], 'best_miou': [1.], 'best_threshold': [0.]})
-    with patch('bnrcam.report.slider_image', lambda *_: {'maps': {}, 'size': (1, 1)}):
+    with patch('bnrcam.study.page.slider_image', lambda *_: {'maps': {}, 'size': (1, 1)}):
         write_slider(path, 'x', scene, scene.names, {'ours': 'none'}, no_model)
 
 
@@ -446,7 +448,7 @@ WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones
            'cam.safetensors': lambda path: write_cams(path, CAMs(torch.tensor([0]), (64, 64), [torch.ones(1, 40, 40)]), 'a test'),
            'a.png': lambda path: map_images(noise, ['a'], path.parent, 1),
            'seeds.json': lambda path: write_json(path, {'a': [*range(999)]}),
-           'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', {}),
+           'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', 'Table 1.', {}),
            'figure1.png': lambda path: save_figure(curve(), path.parent, 'figure1'),
            'segment.tar': submission, 'table1.html': page, 'index.html': index, 'threshold_slider.html': slider}
 
@@ -600,7 +602,7 @@ def test_verify_knows_the_profile_of_today(tmp_path):
     settings = {'profile': 'x', 'seeds': [0], 'variants': ['noise1'], 'inference': {'scales': [64]}, 'train': {'epochs': 3, 'lr': 1e-4}}
     made_by = {'inference': {'scales': [64]}, 'training': {'epochs': 3, 'lr': 1e-4, 'seed': 0}}
     (tmp_path / 'x.yaml').write_text(yaml.safe_dump(settings))
-    study = Study(tmp_path / 'x.yaml', tmp_path, tmp_path)
+    study = read_study(tmp_path / 'x.yaml', tmp_path, tmp_path)
     for edit, message in (({}, None), ({'training': {'epochs': 2, 'lr': 1e-4}}, 'training/epochs is 2, in the profile 3'),
                           ({'inference': {'scales': [32]}}, 'inference/scales/0 is 32, in the profile 64')):
         write_json(study.reports / 'noise1-s0/seeds.json', {'made_by': made_by | edit})

@@ -14,7 +14,7 @@ import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.data import VOC_CLASSES, read_mask, read_split
 from bnrcam.datasets import COCO_CLASSES
 from bnrcam.paper import VOC_LABELS
-from bnrcam.submit import image_size
+from bnrcam.study.submit import image_size
 from miniature import coco_archives, serve, voc_archives, write_sources
 from test_affinity import params_bytes, random_trunk, trunk_arrays
 from test_batch import FIGURES, ROOT, TABLES, make, new_repo
