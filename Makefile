@@ -95,7 +95,7 @@ SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
 TRUNK_CODE  := $(call code,data transforms launch train resnet38)
 PSEUDO_CODE := $(call code,workers crf resnet38 affinity)
 LEARN_CODE  := $(call code,segment study/submit)
-REPORT_CODE := $(call code,paper $(addprefix study/,records submit figures tables page)) $(wildcard bnrcam/study/templates/*)
+REPORT_CODE := $(call code,paper $(addprefix study/,records submit figures statistics tables page)) $(wildcard bnrcam/study/templates/*)
 
 .PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme clean again $(BENCH)
 help:  ## this list

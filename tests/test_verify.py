@@ -24,9 +24,9 @@ from bnrcam.seeds import CAMs, write_cams
 from bnrcam.study.figures import curve_figure, curves, write_figure
 from bnrcam.study.records import (load_modern, load_results, load_segmentation, provenance, write_json, write_result,
                                   write_text)
+from bnrcam.study.statistics import by_seed, embolden, paired_difference
 from bnrcam.study.submit import read_scores, write_submission
-from bnrcam.study.tables import (by_seed, class_table, embolden, noise_table, paired_difference, seed_table,
-                                 segmentation_table, write_table)
+from bnrcam.study.tables import class_table, noise_table, seed_table, segmentation_table, write_table
 from bnrcam.study.verify import verify
 from bnrcam.train import load_tensors, save_tensors
 
