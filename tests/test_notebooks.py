@@ -93,7 +93,8 @@ def test_places_on_the_page_differ():
 
 def test_papermill_passes_on_what_a_result_notebook_says(tmp_path):
     from papermill import execute_notebook
-    notebook = nbformat.v4.new_notebook(metadata={'bnrcam': {'needs': ['seeds'], 'order': 5}}, cells=[
+    notebook = nbformat.v4.new_notebook(metadata={
+        'bnrcam': {'needs': ['seeds'], 'order': 5}, 'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'x'}}, cells=[
         nbformat.v4.new_code_cell('x = 1', metadata={'tags': ['parameters']})])
     nbformat.write(notebook, tmp_path / 'in.ipynb')
     execute_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {'x': 2}, kernel_name='python3', progress_bar=False)

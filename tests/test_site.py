@@ -67,7 +67,10 @@ def check_sizes(browser):
     assert browser.execute_script('return [...document.images].every(i => i.width <= i.closest(".wide").clientWidth)')
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'nbs').glob('[rs]*/*.ipynb')), ids=lambda path: f'{path.parent.name}/{path.stem}')
+BATCH = sorted(path for folder in ('results', 'stages') for path in (ROOT / 'nbs' / folder).glob('*.ipynb'))
+
+
+@pytest.mark.parametrize('path', BATCH, ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_batch_notebooks_write_formulas_without_tex(path):
     "Their pages have no MathJax, which would come from the network."
     cells = nbformat.read(path, as_version=4).cells
