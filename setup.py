@@ -2,7 +2,7 @@
 import re
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup
+from setuptools import find_packages, setup
 
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini', encoding='utf-8')
@@ -19,5 +19,5 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0', url=cfg['git_url'],
     long_description=readme, long_description_content_type='text/markdown', keywords=cfg['keywords'].split(),
     classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}", *pythons],
-    project_urls={'Source': cfg['git_url'], 'Changelog': f"{cfg['git_url']}/blob/main/CHANGELOG.md"}, packages=['bnrcam'], python_requires=f">={cfg['min_python']}",
+    project_urls={'Source': cfg['git_url'], 'Changelog': f"{cfg['git_url']}/blob/main/CHANGELOG.md"}, packages=find_packages(include=['bnrcam*']), python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras, zip_safe=False)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from bnrcam import batch
 from bnrcam.conformer import WeightsError, load_weights
-from bnrcam.crf import fresh_folder, map_images
+from bnrcam.crf import map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.figures import save_figure
 from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
@@ -34,7 +34,7 @@ from bnrcam.report import (Study, check_settings, check_weights, load_results, n
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
 from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
 from bnrcam.submit import write_submission
-from bnrcam.train import code_digest, fit, save_tensors
+from bnrcam.train import code_digest, fit, reset_if_stale, save_tensors
 from test_batch import TINY, environment, new_repo
 
 matplotlib.use('Agg')
@@ -493,12 +493,12 @@ def train(folder, epochs=3, room=None):
 
     def loss(net, batch):
         loss.calls += 1
-        if room is not None and loss.calls == 5:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        if loss.room is not None and loss.calls == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (loss.room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return {'loss': net(batch).square().mean()}
-    loss.calls = 0
+    loss.calls, loss.room = 0, room  # no variables that it holds: those would be part of its provenance
     with full_disk(10**9):
-        fit(net, Numbers(), loss, torch.optim.AdamW(net.parameters()), folder, epochs=epochs, batch_size=2, seed=0, run={})
+        fit(net, Numbers(), loss, torch.optim.AdamW(net.parameters()), folder, epochs=epochs, batch_size=2, seed=0)
     return loss.calls
 
 
@@ -579,11 +579,11 @@ def test_damaged_labels_and_predictions(tmp_path, capsys):
 
 def test_stamp_of_a_label_folder(tmp_path):
     "What cannot be emptied does not pass as new; a damaged stamp empties."
-    out = fresh_folder(tmp_path / 'labels', 'one')
-    for stamp in (b'', b'on', b'\xff\xfe'):
+    out = reset_if_stale(tmp_path / 'labels', {'is': 'one'}, '.png')
+    for stamp in (b'', b'{"is', b'\xff\xfe', b'[1]', b'[' * 200_000):
         (out / 'a.png').touch()
-        (out / 'made_by.txt').write_bytes(stamp)
-        assert [path.name for path in fresh_folder(out, 'one').iterdir()] == ['made_by.txt']
+        (out / 'provenance.json').write_bytes(stamp)
+        assert [path.name for path in reset_if_stale(out, {'is': 'one'}, '.png').iterdir()] == ['provenance.json']
 
 
 # reports
@@ -609,5 +609,5 @@ def test_verify_knows_the_profile_of_today(tmp_path):
 
 def test_code_of_a_record_is_that_of_the_import(monkeypatch):
     "Whatever was edited since the stage began: it does not run."
-    monkeypatch.setattr('bnrcam.train.files', None)
+    monkeypatch.setattr(Path, 'read_text', None)
     assert len(code_digest()) == 12
