@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['label_groups', 'plane_groups', 'fill_fours', 'mean_field', 'check_image', 'check_labels', 'crf_labels',
-           'check_probabilities', 'crf_probabilities', 'write_result', 'is_valid', 'reads', 'files_read', 'map_images',
-           'write_pair', 'refine_file', 'crf_folder']
+           'check_probabilities', 'crf_probabilities', 'write_result', 'is_valid', 'reads', 'files_read', 'map_record',
+           'map_images', 'write_pair', 'refine_file', 'crf_folder']
 
 # %% ../nbs/09_crf.ipynb #e3415da8
 import os
@@ -165,6 +165,15 @@ def files_read(function: Callable, name: str) -> list[Path] | None:
         return function.func.reads(*function.args, name, **function.keywords)
     return function.reads(name) if hasattr(function, 'reads') else None
 
+def map_record(function: Callable) -> dict:
+    """Provenance of the maps of a function. Of one that says what it reads, the paths among its arguments do not count,
+    the files do: a data set may move."""
+    if isinstance(function, partial) and hasattr(function.func, 'reads'):
+        is_path = lambda value: isinstance(value, Path) or isinstance(value, str) and '/' in value
+        function = partial(function.func, *('a path' if is_path(value) else value for value in function.args),
+                           **function.keywords)
+    return provenance('bnrcam.crf', function=function)
+
 # %% ../nbs/09_crf.ipynb #eed42cf5
 def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], folder: str | Path,
                workers: int | None = None) -> int:
@@ -175,7 +184,7 @@ def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], fold
     each process that a launcher started (they share the names), default one a core; with 1 the work is done here. With
     more, the function must be importable (one of a module, or functools.partial of it), and a script must call this
     under `if __name__ == '__main__':`. The first error stops the run; what was written stays."""
-    record = provenance('bnrcam.crf', function=function)
+    record = map_record(function)
     folder, names = reset_if_stale(folder, record, '.png'), share(list(dict.fromkeys(names)))
     pairs = [(name, record_digest(record, files_digest(files_read(function, name) or []))) for name in names]
     todo = [(name, digest) for name, digest in pairs if not is_valid(folder / f'{name}.png', digest)]

@@ -145,11 +145,11 @@ def class_scores(confusion: np.ndarray, names: Sequence[str], scored: Sequence[s
 def summarise(confusions: np.ndarray, names: Sequence[str], scored: Sequence[str] | None = None) -> dict:
     """Curve, best threshold and its per-class numbers, from confusion matrices (T, C, C); keys as in `evaluate_seeds`.
 
-    None where no scored class is in any mask. A line says so if the best threshold is the first or the last."""
+    None where no scored class is in any mask. A line says so if the best threshold is the last."""
     curve = [percent(classes) for classes in iou(confusions)[:, scored_indices(names, scored)]]
     best = None if None in curve else int(np.argmax(curve))
-    if best in (0, len(curve) - 1):
-        say(f'the best threshold, {THRESHOLDS[best]}, is the border of those tried: the best may lie beyond')
+    if best == len(curve) - 1:
+        say(f'the best threshold, {THRESHOLDS[best]}, is the last of those tried: a better one may lie beyond')
     return class_scores(confusions[best or 0], names, scored) | {
         'thresholds': THRESHOLDS.tolist(), 'miou': curve, 'best_threshold': None if best is None else float(THRESHOLDS[best]),
         'best_miou': None if best is None else curve[best]}

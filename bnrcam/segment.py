@@ -243,6 +243,8 @@ def write_predictions(root: str | Path, folders: Sequence[Path], name: str, maps
     """`label_maps` of the image `name` as palette PNGs with a digest of what they were made from, one in each of two
     folders: without CRF, with CRF."""
     image = read_image(Path(root, 'JPEGImages', f'{name}.jpg'))
+    if not all(np.isfinite(m).all() for m in maps):
+        raise DataError(f'{name}: a logit is not finite; has the training diverged?')
     for folder, labels in zip(folders, label_maps(image, [torch.from_numpy(m) for m in maps])):
         write_result(lambda _: labels, folder, name, provenance)
 

@@ -106,17 +106,23 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 # %% ../nbs/06_train.ipynb #5f110581
 def read_record(folder: str | Path) -> dict | None:
     "The record in `folder/provenance.json`; None if there is none, `{}` if it cannot be read."
-    try: return dict(json.loads(Path(folder, 'provenance.json').read_bytes()))
-    except FileNotFoundError: return None
+    path = Path(folder, 'provenance.json')
+    if not os.path.lexists(path):
+        return None
+    try: return dict(json.loads(path.read_bytes())) if path.is_file() else {}  # a pipe would be waited for
     except (OSError, ValueError, TypeError, RecursionError): return {}
 
 
 def write_record(folder: Path, record: dict) -> None:
-    "Write `folder/provenance.json` in one step."
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / 'provenance.partial'
-    partial.write_text(json.dumps(record, indent=1) + '\n')
-    os.replace(partial, folder / 'provenance.json')
+    "Write `folder/provenance.json` in one step. DataError if it cannot be written."
+    path, partial = folder / 'provenance.json', folder / 'provenance.partial'
+    with disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(json.dumps(record, indent=1) + '\n')
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def reset_if_stale(folder: str | Path, record: dict, ending: str) -> Path:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from bnrcam import batch
 from bnrcam.conformer import WeightsError, load_weights
-from bnrcam.crf import map_images
+from bnrcam.crf import map_images, write_result
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.figures import save_figure
 from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
@@ -34,7 +34,7 @@ from bnrcam.report import (Study, check_settings, check_weights, load_results, n
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
 from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
 from bnrcam.submit import write_submission
-from bnrcam.train import code_digest, fit, reset_if_stale, save_tensors
+from bnrcam.train import code_digest, fit, read_record, reset_if_stale, save_tensors
 from test_batch import TINY, environment, new_repo
 
 matplotlib.use('Agg')
@@ -444,7 +444,7 @@ def slider(path):
 FRAME = pd.DataFrame({'a': ['b' * 3000]})
 WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones(999)}),
            'cam.safetensors': lambda path: write_cams(path, CAMs(torch.tensor([0]), (64, 64), [torch.ones(1, 40, 40)]), 'a test'),
-           'a.png': lambda path: map_images(noise, ['a'], path.parent, 1),
+           'a.png': lambda path: write_result(noise, path.parent, 'a'),
            'seeds.json': lambda path: write_json(path, {'a': [*range(999)]}),
            'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', {}),
            'figure1.png': lambda path: save_figure(curve(), path.parent, 'figure1'),
@@ -584,6 +584,9 @@ def test_stamp_of_a_label_folder(tmp_path):
         (out / 'a.png').touch()
         (out / 'provenance.json').write_bytes(stamp)
         assert [path.name for path in reset_if_stale(out, {'is': 'one'}, '.png').iterdir()] == ['provenance.json']
+    (out / 'provenance.json').unlink()
+    os.mkfifo(out / 'provenance.json')
+    assert reset_if_stale(out, {'is': 'one'}, '.png') == out and read_record(out) == {'is': 'one'}
 
 
 # reports
