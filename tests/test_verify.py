@@ -97,7 +97,7 @@ def finished(scenes, tmp_path_factory):
                 folders[walk] = walk
             write_json(reports / run / 'pseudo.json', {
                 **common, **{key: evaluate_labels(train, runs / run / folder) for key, folder in folders.items()},
-                'made_by': provenance(data=train.fingerprint())})
+                'made_by': provenance(data=VOCFolder(train.root, 'train', SCENE_CLASSES).fingerprint())})
         for name in ('segment', 'segment-resnet18') if run == 'noise1-s0' else ('segment',):
             for kind in ('plain', 'crf'):
                 made_up_labels(val, runs / run / name / kind, rng)
