@@ -42,6 +42,13 @@ def test_roofline(tmp_path):
     assert result['peak_gflops'] > 0 and result['copy_gb_per_second'] > 0
 
 
+def test_notebooks(tmp_path):
+    result = measured(tmp_path, 'notebooks', notebooks=str(NOTEBOOKS.parent / '02_transforms.ipynb'), promised=0)
+    row, = result['notebooks']
+    assert row['notebook'] == '02_transforms' and row['seconds'] > 0 and row['processor seconds'] > 0
+    assert result['longer'] == ['02_transforms'] and result['made_by']['threads'] == 1
+
+
 def test_crf(result):
     assert [(row['on'], row['labels']) for row in result['crf']] == [
         (on, labels) for on in ('label map', 'probabilities') for labels in (21, 81)]
