@@ -40,7 +40,7 @@ from bnrcam.segment import deeplab
 from bnrcam.submit import image_size, read_prediction, read_scores
 from bnrcam.train import load_tensors
 
-HANG = 60  # seconds, for what takes a tenth of one and, were it taken in, an hour or all memory
+HANG = 60  # seconds, for what takes one at most and, were it taken in, an hour or all memory
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ('cat', 'dog')
