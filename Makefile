@@ -151,10 +151,15 @@ readme: reproduce  ## after a run of mini: its Tables 2 and 5, Figures 1, 3 and 
 clean:  ## remove the products of PROFILE: reports, weights, CAMs (not the data)
 	rm -rf $(OUT) $(MODELS)
 
+# pydensecrf2 is compiled here, by a newer Cython than the one that it names, whose C++ Python 3.13 refuses
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 $(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -I -S bnrcam/prerequisites.py
 	@echo 'Setting up $(VENV) (a few minutes, several GB with the GPU libraries)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[study,dev]'
+	$(PIP) cython setuptools wheel
+	CYTHON_FORCE_REGEN=1 $(PIP) --no-build-isolation pydensecrf2
+	$(PIP) -e '.[study,dev]'
 	@touch $@
 
 # another DATA makes everything stale: its name is a file that is written only when it changes

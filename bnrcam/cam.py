@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['TILE', 'block_attention', 'attention_map', 'strips', 'head_rows', 'attention_rows', 'AttentionProducts',
-           'attention_products', 'refine', 'patch_values', 'add_noise', 'pooled_noise']
+           'outer_factors', 'add_head_gradients', 'attention_products', 'refine', 'patch_values', 'add_noise',
+           'pooled_noise']
 
 # %% ../nbs/04_cam.ipynb #7ce3e00c
 from collections.abc import Sequence
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +34,12 @@ def attention_map(queries: Sequence[Tensor], keys: Sequence[Tensor], prefix_toke
 TILE = {'cpu': 2**20, 'cuda': 2**26}  # attention weights that exist at a time: they stay in a CPU's cache, and fill a GPU
 
 
-def strips(query: Tensor, prefix_tokens: int) -> list[slice]:
-    "Slices of the patch tokens: the rows of A* that are made at a time."
-    batch, heads, tokens, _ = query.shape
-    rows = max(64, TILE.get(query.device.type, TILE['cuda']) // (batch * heads * tokens))  # fewer multiply badly
+def strips(queries: Sequence[Tensor], prefix_tokens: int) -> list[slice]:
+    "Slices of the patch tokens: the rows of A* that are made at a time, few enough for the block of most heads."
+    batch, _, tokens, _ = queries[0].shape
+    heads = max(query.shape[1] for query in queries)
+    tile = TILE.get(queries[0].device.type, TILE['cuda'])
+    rows = max(64, tile // (batch * heads * tokens))  # fewer multiply badly
     return [slice(start, start + rows) for start in range(0, tokens - prefix_tokens, rows)]
 
 
@@ -55,9 +59,10 @@ class AttentionProducts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, weights, prefix_tokens, *attention):
         ctx.save_for_backward(values, weights, *attention)
+        ctx.set_materialize_grads(False)
         ctx.prefix_tokens, blocks = prefix_tokens, len(attention) // 2
         product, columns = torch.empty_like(values), torch.zeros_like(weights)
-        for rows in strips(attention[0], prefix_tokens):
+        for rows in strips(attention[:blocks], prefix_tokens):
             A = attention_rows(attention[:blocks], attention[blocks:], rows, prefix_tokens)
             product[:, rows] = A @ values
             columns += A.mT @ weights[:, rows]
@@ -67,24 +72,42 @@ class AttentionProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, product_grad, columns_grad):
         values, weights, *attention = ctx.saved_tensors
-        blocks, heads, prefix = len(attention) // 2, attention[0].shape[1], ctx.prefix_tokens
-        scale = attention[0].shape[-1]**-.5
-        left, right = torch.cat([product_grad, weights], -1), torch.cat([values, columns_grad], -1)
-        values_grad, weights_grad = torch.zeros_like(values), torch.empty_like(weights)
+        blocks, prefix = len(attention) // 2, ctx.prefix_tokens
+        left, right = outer_factors(product_grad, values, weights, columns_grad)
+        values_grad = torch.zeros_like(values) if product_grad is not None and ctx.needs_input_grad[0] else None
+        weights_grad = torch.empty_like(weights) if columns_grad is not None and ctx.needs_input_grad[1] else None
         grads = [torch.zeros_like(part, dtype=values.dtype) for part in attention]
-        for rows in strips(attention[0], prefix):
-            A_grad, A = F.pad(left[:, rows] @ right.mT, (prefix, 0))[:, None] * (scale / heads), 0
+        for rows in strips(attention[:blocks], prefix):
+            A_grad, A = F.pad(left[:, rows] @ right.mT, (prefix, 0))[:, None], 0
             for query, key, query_grad, key_grad in zip(attention[:blocks], attention[blocks:], grads, grads[blocks:]):
                 P = head_rows(query, key, rows, prefix)
                 A = A + P.mean(1)[..., prefix:]
-                logits_grad = P * A_grad
-                logits_grad.addcmul_(P, logits_grad.sum(-1, keepdim=True), value=-1)
-                logits_grad = logits_grad.to(key.dtype)
-                query_grad[:, :, prefix:][:, :, rows] = logits_grad @ key
-                key_grad += logits_grad.mT @ query[:, :, prefix:][:, :, rows]
-            values_grad += A.mT @ product_grad[:, rows]
-            weights_grad[:, rows] = A @ columns_grad
+                add_head_gradients(P, A_grad, query, key, rows, prefix, query_grad, key_grad)
+            if values_grad is not None:
+                values_grad += A.mT @ product_grad[:, rows]
+            if weights_grad is not None:
+                weights_grad[:, rows] = A @ columns_grad
         return values_grad, weights_grad, None, *[grad.to(part.dtype) for grad, part in zip(grads, attention)]
+
+
+def outer_factors(product_grad: Tensor | None, values: Tensor, weights: Tensor,
+                  columns_grad: Tensor | None) -> tuple[Tensor, Tensor]:
+    "L and R, (B, N, any), whose L R^T is the gradient of A*; None: no gradient arrived there."
+    pairs = [(product_grad, values)] if product_grad is not None else []
+    pairs += [(weights, columns_grad)] if columns_grad is not None else []
+    left, right = zip(*pairs)
+    return torch.cat(left, -1), torch.cat(right, -1)
+
+
+def add_head_gradients(P: Tensor, A_grad: Tensor, query: Tensor, key: Tensor, rows: slice, prefix_tokens: int,
+                       query_grad: Tensor, key_grad: Tensor) -> None:
+    "Write a block's gradient of the queries in `rows`, and add that of its keys; P: its attention there."
+    logits_grad = P * A_grad
+    logits_grad.addcmul_(P, logits_grad.sum(-1, keepdim=True), value=-1)
+    logits_grad = logits_grad.to(key.dtype)
+    scale = query.shape[-1]**-.5 / query.shape[1]  # of the softmax, and of the mean over this block's heads
+    query_grad[:, :, prefix_tokens:][:, :, rows] = logits_grad @ (key * scale)
+    key_grad += logits_grad.mT @ (query[:, :, prefix_tokens:][:, :, rows] * scale)
 
 
 def attention_products(values: Tensor, weights: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor],
@@ -98,8 +121,8 @@ def attention_products(values: Tensor, weights: Tensor, queries: Sequence[Tensor
 def refine(cam: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor], prefix_tokens: int = 1) -> Tensor:
     """Refined CAM M* = A* M, (B, S, h, w), same shape as `cam` (Eq. 2-5), in memory linear in N = h*w.
 
-    cam: (B, S, h, w). queries, keys: one (B, heads, prefix_tokens + N, d) tensor per transformer block, unscaled;
-    the first `prefix_tokens` (class token, registers) take part in the softmax and are left out of the product.
+    cam: (B, S, h, w). queries, keys: one (B, heads, prefix_tokens + N, d) tensor per transformer block, unscaled; heads
+    and d may differ from block to block. The first `prefix_tokens` (class token, registers) take part in the softmax and are left out of the product.
     Differentiable once, in all three. ValueError if the shapes do not belong together.
     Source: TransCAM (arXiv 2203.07239), whose form is `attention_map(queries, keys) @ M`."""
     values = patch_values(cam, queries, keys, prefix_tokens)
@@ -116,27 +139,34 @@ def patch_values(cam: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor],
         if q.shape != k.shape or q.shape[0] != cam.shape[0] or q.shape[2] != tokens:
             raise ValueError(f'queries {tuple(q.shape)}, keys {tuple(k.shape)} do not fit a CAM {tuple(cam.shape)} '
                              f'with {prefix_tokens} prefix tokens: both need shape (B, heads, {tokens}, d)')
-    return cam.flatten(2).transpose(1, 2).to(torch.promote_types(cam.dtype, torch.float32))
+    dtype = reduce(torch.promote_types, [part.dtype for part in (cam, *queries, *keys)], torch.float32)
+    return cam.flatten(2).transpose(1, 2).to(dtype)
 
 # %% ../nbs/04_cam.ipynb #01068e03
 def add_noise(refined: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor], order: int = 1,
-              prefix_tokens: int = 1) -> Tensor:
+              prefix_tokens: int = 1, through: bool = False) -> Tensor:
     """M** = (A*/B)^order M*, (B, S, h, w): the refined CAM with the attention as noise (Eq. 6, 7).
 
-    Arguments as in `refine`; order 1 is the paper's method, order 0 gives M* back."""
+    Arguments as in `refine`; order 1 is the paper's method, order 0 gives M* back. The gradient reaches `refined` alone,
+    as in the authors' code; with `through` the queries and keys of the noise, too."""
+    if not through:
+        queries, keys = [q.detach() for q in queries], [k.detach() for k in keys]
     for _ in range(order):
         refined = refine(refined, queries, keys, prefix_tokens) / len(queries)
     return refined
 
 # %% ../nbs/04_cam.ipynb #b9f31710
 def pooled_noise(cam: Tensor, queries: Sequence[Tensor], keys: Sequence[Tensor], order: int = 1,
-                 prefix_tokens: int = 1) -> Tensor:
+                 prefix_tokens: int = 1, through: bool = False) -> Tensor:
     "z, (B, S): the mean over space of `add_noise(refine(cam, ...), ..., order)`, without making it; arguments as there."
     values = patch_values(cam, queries, keys, prefix_tokens)
-    weights, factors = torch.full_like(values[..., :1], 1 / values.shape[1]), order + 1
-    while factors > 1:
-        values, weights = attention_products(values, weights, queries, keys, prefix_tokens)
-        factors -= 2
-    if factors:
-        _, weights = attention_products(values[..., :0], weights, queries, keys, prefix_tokens)
-    return (weights.mT @ values)[:, 0] / len(queries)**order
+    weights = torch.full_like(values[..., :1], 1 / values.shape[1])
+    products = partial(attention_products, queries=queries, keys=keys, prefix_tokens=prefix_tokens)
+    if not order:
+        return (products(values[..., :0], weights)[1].mT @ values)[:, 0]
+    with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+        for _ in range(order - 1):
+            _, weights = products(values[..., :0], weights)
+    refined, weights = products(values, weights)
+    weights = weights if through else weights.detach()
+    return (weights.mT @ refined)[:, 0] / len(queries)**order

@@ -16,13 +16,15 @@ from .conformer import ConformerOutput
 
 # %% ../nbs/05_losses.ipynb #a3334cc3
 class Variant(NamedTuple):
-    "How M* enters the loss: `order` times the mean attention (None: not at all, TransCAM), then times `scale`."
+    """How M* enters the loss: `order` times the mean attention (None: not at all, TransCAM), then times `scale`; with
+    `through` the gradient flows through that attention, too."""
     order: int | None
     scale: float = 1.
+    through: bool = False
 
 
 VARIANTS = {'baseline': Variant(None), 'noise0': Variant(0), 'noise1': Variant(1), 'noise2': Variant(2),
-            'noise2x': Variant(1, 2.)}
+            'noise2x': Variant(1, 2.), 'noise1_through': Variant(1, through=True)}
 
 # %% ../nbs/05_losses.ipynb #37964bbd
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,4 +45,5 @@ def bnr_loss(output: ConformerOutput, labels: Tensor, variant: Variant = VARIANT
 
 def noise_logits(output: ConformerOutput, variant: Variant) -> Tensor:
     "z, (B, S): the mean over space of the refined CAM with the variant's noise (Eq. 5-7)."
-    return variant.scale * pooled_noise(output.cam, output.queries, output.keys, variant.order)
+    z = pooled_noise(output.cam, output.queries, output.keys, variant.order, through=variant.through)
+    return variant.scale * z

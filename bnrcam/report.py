@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 
@@ -54,10 +54,17 @@ from .train import code_digest, load_tensors, progress_bar
 def provenance(**values) -> dict:
     "What made a number: the given values, then code and library versions, device and time."
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads'
-    libraries = {name: version(name) for name in ('bnrcam', 'torch', 'torchvision', 'timm', 'numpy', 'scipy', 'pandas',
-                                                  'pydensecrf2', 'matplotlib')}
+    libraries = {name: _installed(name) for name in ('bnrcam', 'torch', 'torchvision', 'timm', 'numpy', 'scipy', 'pandas',
+                                                     'pydensecrf2', 'matplotlib')}
     return {**values, 'code': code_digest(), 'libraries': libraries, 'python': platform.python_version(),
             'device': device, 'finished': time.strftime('%Y-%m-%d %H:%M:%S %z')}
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # the CRF is an extra
+        return 'not installed'
 
 
 def write_text(path: str | Path, text: str) -> None:

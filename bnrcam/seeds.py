@@ -31,7 +31,7 @@ class SummedAttention(Attention):
     "Attention that adds what its heads see to `total`, (B, T, T)."
     def mix(self, query, key, value):
         mixed = torch.empty_like(query)
-        for rows in strips(query, 0):
+        for rows in strips([query], 0):
             P = head_rows(query, key, rows, 0)
             mixed[:, :, rows] = P.to(value.dtype) @ value
             self.total[:, rows] += P.sum(1)
