@@ -26,7 +26,7 @@ from bnrcam.resnet38 import ResNet38Classifier, train_trunk
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
 from bnrcam.seeds import CAMs, infer_seeds, write_cams
 from bnrcam.segment import SegmentData, deeplab, infer_segments, train_segmenter
-from bnrcam.train import TrainingError, fit, train_classifier, warmup_cosine
+from bnrcam.train import TrainingError, save_tensors, train_classifier, warmup_cosine
 from bnrcam.transforms import train_transform
 from bnrcam.conformer import ConformerOutput
 
@@ -319,6 +319,54 @@ def test_networks_that_are_not_finite(root, store, tmp_path):
     segmenter.cls_conv.weight.data.fill_(torch.nan)
     with pytest.raises(DataError, match='train_00000: a logit is not finite'): infer_segments(segmenter, root, ['train_00000'], tmp_path, scales=[1.], workers=1)
     assert not contents(tmp_path / 'plain') and not contents(tmp_path / 'crf')
+
+
+# stages: the notebooks that papermill runs
+
+REPO = Path(__file__).parents[1]
+
+
+def run_stage(name, root, place, **parameters):
+    "Run a stage in an empty project folder."
+    import papermill
+    place.mkdir(exist_ok=True)
+    defaults = {'profile': 'small', 'root': str(root), 'compute': {'threads': 1, 'workers': 0, 'precision': 'no'}}
+    papermill.execute_notebook(REPO / f'nbs/stages/{name}.ipynb', place / f'{name}.ipynb', {**defaults, **parameters}, cwd=place,
+                               progress_bar=False, start_timeout=600)
+
+
+def test_stage_with_another_drop_path_rate(root, tmp_path):
+    losses = []
+    for rate, place in ((0., 'run'), (.6, 'run'), (.6, 'own')):
+        run_stage('pretrain', root, tmp_path / place, dataset={'pretrain': 'train', 'classes': list(SCENE_CLASSES)},
+                  model={'name': 'conformer_mini_patch16', 'drop_path_rate': rate}, augment={'long_side': [64, 96], 'crop': 64},
+                  pretrain={'epochs': 2, 'lr': 1e-3, 'weight_decay': .1, 'batch_size': 8})
+        losses.append((tmp_path / place / 'data/runs/small/pretrain-s0/history.csv').read_text())
+    assert losses[1] == losses[2] != losses[0]
+
+
+def test_stage_with_other_trunk_weights(root, tmp_path):
+    "Under the same path: walks and maps are those of the new ones."
+    settings = {'dataset': {'train': 'train', 'seeds': 'train', 'scored': None, 'classes': list(SCENE_CLASSES)},
+                'model': {'name': 'conformer_mini_patch16'}, 'inference': {'scales': [32, 64]},
+                'affinity': {'width': 1 / 32, 'frozen': False, 'weights': 'trunk.safetensors', 'crop': 64, 'padding_label': 255,
+                             'epochs': 1, 'lr': .05, 'batch_size': 4}}
+    torch.manual_seed(0)
+    net = timm.create_model('conformer_mini_patch16', num_classes=7)
+    for seed, place in ((0, 'run'), (1, 'run'), (1, 'own')):
+        folder = tmp_path / place / 'data/runs/small/noise1-s0'
+        torch.manual_seed(seed)
+        trunk = ResNet38Classifier(6, 1 / 32)
+        save_tensors(tmp_path / place / 'trunk.safetensors', trunk.state_dict())
+        if not folder.exists():
+            save_tensors(folder / 'model.safetensors', net.state_dict())
+            infer_seeds(net, VOCFolder(root, 'train', SCENE_CLASSES), folder / 'cams', scales=[32, 64])
+        run_stage('pseudo', root, tmp_path / place, **settings)
+    results = [json.loads((tmp_path / place / 'reports/small/noise1-s0/pseudo.json').read_text()) for place in ('run', 'own')]
+    for result in results: result.pop('made_by')
+    assert results[0] == results[1]
+    maps = [contents(tmp_path / place / 'data/runs/small/noise1-s0') for place in ('run', 'own')]
+    assert maps[0] == maps[1]
 
 
 # scores
