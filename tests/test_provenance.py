@@ -1,8 +1,11 @@
 """Never an old result given as a new one: what is stored knows what it was made from, and a change in that is seen.
 
 Most tests run a function twice in one folder, with one thing changed, and compare with what an empty folder gets."""
+import importlib
+import inspect
 import json
 import os
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import bnrcam.models  # noqa: F401  (registers them with timm)
-from bnrcam.affinity import AffinityNet, crf_seed, infer_walks, pseudo_label, walk_by_affinity
+from bnrcam.affinity import AffinityData, AffinityNet, crf_seed, infer_walks, pseudo_label, walk_by_affinity
 from bnrcam.crf import crf_folder, map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.engine import provenance as module
@@ -394,6 +397,110 @@ def test_scored_classes(root, tmp_path):
     for name in data.names: write_mask(data.mask_path(name), np.full_like(data.mask(name), 255), voc_palette())
     scores = evaluate_seeds(data, tmp_path / 'cams')
     assert scores['best_threshold'] is scores['best_miou'] is None and 'NaN' not in json.dumps(scores)
+
+
+# whatever is stored, whatever changes: the functions and parameters come from the signatures
+
+def in_package():
+    "Functions of the package that store what they compute, by name."
+    names = (name.removeprefix('bnrcam.') for name in code('bnrcam.segment'))
+    modules = [importlib.import_module(f'bnrcam.{name}') for name in names]
+    return {name: function for m in modules for name, function in vars(m).items()
+            if re.fullmatch('train_(?!transform).*|infer_.*|fit|map_images|crf_folder', name) and function.__module__ == m.__name__}
+
+
+def trunk(seed=0):
+    torch.manual_seed(seed)
+    return ResNet38Classifier(6, 1 / 64)
+
+
+def segmenter(momentum=.1):
+    torch.manual_seed(0)
+    return deeplab('resnet38', 7, momentum, width=1 / 64)
+
+
+def own_loss(net, batch, weight=1.): return {'loss': weight * net(batch['image']).square().mean()}
+def heavy_loss(net, batch): return own_loss(net, batch, 2.)
+
+
+class Place:
+    "What the calls below share: scenes, CAMs of two networks, label maps."
+    def __init__(self, root, folder):
+        self.root, self.names = root, ['train_00000', 'train_00001']
+        self.plain = VOCFolder(root, 'train', SCENE_CLASSES, masks=True)
+        self.crops, self.fewer = crops(root), VOCFolder(root, 'val', SCENE_CLASSES, train_transform((64, 96), 64))
+        self.stores = [seeds(folder / f'cams{i}', root, conformer(), scales=[s]) for i, s in enumerate((32, 48))]
+        self.maps = [folder / 'low', folder / 'high']
+        for maps, b in zip(self.maps, (.6, .3)):
+            map_images(partial(crf_seed, root, SCENE_CLASSES, self.stores[0], b), self.plain.names, maps, workers=1)
+        self.pairs = [AffinityData(self.plain, *self.maps, crop=64, padding_label=label) for label in (255, 0)]
+        self.learned = [SegmentData(self.plain, maps, crop=64) for maps in self.maps]
+
+
+MADE = {'model', 'dataset', 'store', 'function', 'names', 'images', 'labels', 'root'}  # of a `Place`
+ROUNDING = 'no part of it: it changes the order of sums at most'
+TRAINING = {'epochs': (1, 2), 'batch_size': (2, 1), 'seed': (0, 1), 'precision': ('no', 'bf16'), 'workers': ROUNDING,
+            'folder': 'where it is stored'}
+# function: parameter: two values (functions of a `Place` make networks and data), or why it does not count
+CASES = {
+    'fit': {**TRAINING, 'model': (lambda p: trunk(), lambda p: trunk(1)), 'dataset': (lambda p: p.fewer, lambda p: p.crops),
+            'loss': (own_loss, heavy_loss), 'optimizer': 'test_settings_of_a_training has its rates', 'run': ({'a': 1}, {'a': 2}),
+            'schedule': (lambda progress: 1., lambda progress: .5)},
+    'train_classifier': {**TRAINING, 'model': (lambda p: conformer(), lambda p: conformer(.5)), 'variant': ('noise1', 'baseline'),
+                         'dataset': (lambda p: p.fewer, lambda p: p.crops), 'lr': (1e-3, 1e-4), 'weight_decay': (0., .5),
+                         'schedule': (lambda progress: 1., lambda progress: .5)},
+    'train_trunk': {**TRAINING, 'model': (lambda p: trunk(), lambda p: trunk(1)), 'lr': (1e-3, 1e-4), 'weight_decay': (0., .5),
+                    'dataset': (lambda p: p.fewer, lambda p: p.crops)},
+    'train_affinity': {**TRAINING, 'model': (lambda p: affinity(), lambda p: affinity(1)), 'lr': (1e-3, 1e-4),
+                       'dataset': (lambda p: p.pairs[0], lambda p: p.pairs[1]), 'weight_decay': (0., .5), 'momentum': (0., .9)},
+    'train_segmenter': {**{key: value for key, value in TRAINING.items() if key != 'epochs'}, 'iterations': (1, 2),
+                        'model': (lambda p: segmenter(), lambda p: segmenter(.5)), 'lr': (1e-3, 1e-4),
+                        'dataset': (lambda p: p.learned[0], lambda p: p.learned[1])},
+    'infer_seeds': {'model': (lambda p: conformer(), lambda p: conformer(.1)), 'folder': 'where it is stored',
+                    'dataset': (lambda p: p.fewer, lambda p: p.crops), 'scales': ([32], [48]), 'batch_size': ROUNDING,
+                    'precision': ('no', 'bf16'), 'workers': ROUNDING},
+    'infer_walks': {'walk': (walk_by_affinity, lambda *arguments, **more: walk_by_affinity(*arguments, **more)),
+                    'model': (lambda p: affinity(), lambda p: affinity(1)), 'dataset': (lambda p: p.plain, lambda p: p.plain),
+                    'store': (lambda p: p.stores[0], lambda p: p.stores[1]), 'folder': 'where it is stored',
+                    'parameters': ({'steps': 1}, {'steps': 2})},
+    'map_images': {'function': (lambda p: partial(crf_seed, p.root, SCENE_CLASSES, p.stores[0], .4),
+                                lambda p: partial(crf_seed, p.root, SCENE_CLASSES, p.stores[1], .4)),
+                   'names': (lambda p: p.names[:1], lambda p: p.names), 'folder': 'where it is stored', 'workers': (1, 1)},
+    'crf_folder': {'images': (lambda p: p.root / 'JPEGImages', lambda p: p.root / 'JPEGImages'), 'num_labels': (7, 8),
+                   'labels': (lambda p: p.maps[0], lambda p: p.maps[1]), 'folder': 'where it is stored', 'workers': (1, 1)},
+    'infer_segments': {'model': (lambda p: segmenter(), lambda p: segmenter(.5)), 'root': (lambda p: p.root, lambda p: p.root),
+                       'names': (lambda p: p.names[:1], lambda p: p.names), 'scales': ([1.], [.5]),
+                       'folder': 'where it is stored', 'workers': (1, 1)}}
+
+
+def test_every_parameter_has_a_case():
+    functions = in_package()
+    assert functions.keys() == CASES.keys()
+    for name, function in functions.items():
+        assert [*inspect.signature(function).parameters.keys() ^ CASES[name].keys()] == [], name
+
+
+@pytest.fixture(scope='module')
+def place(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('place')
+    return Place(scenes, folder)
+
+
+@pytest.mark.parametrize('name, changed', [(name, key) for name, cases in CASES.items() for key, values in cases.items()
+                                           if not isinstance(values, str)])
+def test_whatever_changes(place, tmp_path, name, changed):
+    def run(folder, which):
+        values = {key: pair[which if key == changed else 0] for key, pair in CASES[name].items() if not isinstance(pair, str)}
+        values = {key: value(place) if key in MADE else value
+                  for key, value in values.items()}
+        values = {**values.pop('parameters', {}), **values, 'folder': tmp_path / folder}
+        if name == 'fit': values['optimizer'] = torch.optim.SGD(values['model'].parameters(), .1)
+        in_package()[name](**values)
+        return contents(tmp_path / folder)
+
+    run('run', 0)
+    again, own = run('run', 1), run('own', 1)
+    assert own.items() <= again.items()  # files of images that are asked for no more may stay
 
 
 # what a record is made of
