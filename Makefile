@@ -79,7 +79,7 @@ ifneq ($(filter reproduce readme verify clean $(OUT)/%,$(MAKECMDGOALS)),)
 ifeq ($(DRY),)
 HELD    := $(shell $(GUARD) hold $(LOCK) $$PPID 2>&1)
 $(if $(filter held,$(HELD)),,$(error $(HELD)))
-$(shell $(GUARD) redate $(YAML) $(IMAGES) $(wildcard nbs/stages/*.ipynb nbs/results/*.ipynb bnrcam/*.py))
+$(shell $(GUARD) redate $(YAML) $(IMAGES) $(wildcard nbs/stages/*.ipynb nbs/results/*.ipynb bnrcam/*.py bnrcam/*/*.py))
 endif
 $(shell $(GUARD) stale $(OUT)): again
 endif
@@ -90,9 +90,9 @@ BENCH   := $(patsubst %,reports/bench/%.ipynb,network pseudo_labels roofline not
 
 # the code that a stage runs, so that only what changed is stale
 code         = $(1:%=bnrcam/%.py)
-TRAIN_CODE  := $(call code,data transforms conformer models cam losses launch train)
+TRAIN_CODE  := $(call code,data transforms conformer models cam losses launch engine/provenance train)
 SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
-TRUNK_CODE  := $(call code,data transforms launch train resnet38)
+TRUNK_CODE  := $(call code,data transforms conformer cam losses launch engine/provenance train resnet38)
 PSEUDO_CODE := $(call code,workers crf resnet38 affinity)
 LEARN_CODE  := $(call code,segment submit)
 REPORT_CODE := $(call code,paper submit figures report)
