@@ -239,8 +239,8 @@ def problems(study: Profile) -> Iterator[str]:
 class ProfileError(ValueError):
     "A profile that is none. The message is the first mistake; `lines` are all of them, with file, key and value."
     def __init__(self, lines: list[str]):
-        super().__init__(lines[0])
-        self.lines = lines
+        self.lines = [''.join(c if c.isprintable() else '?' for c in ' '.join(line.split())) for line in lines]
+        super().__init__(self.lines[0])
 
 
 def sections(schema: type[BaseModel], keys: list) -> list[str]:
@@ -306,7 +306,7 @@ def read_profile(path: str | Path) -> dict:
     except FileNotFoundError:
         raise ProfileError([f'{path}: no such profile; those that exist are in nbs/profiles']) from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise ProfileError([f"{path}: no profile ({' '.join(str(error).split())})"]) from None
+        raise ProfileError([f'{path}: no profile ({error})']) from None
     if not isinstance(settings, dict):
         raise ProfileError([f'{path}: no profile: its settings must be NAME: VALUE'])
     lines, name = check(settings), settings.get('profile', Path(path).stem)
