@@ -286,7 +286,7 @@ def text(job: Job, profile: str, contents: Contents) -> str:
 
 def line(key: str, value: object) -> str:
     "One setting as a line of YAML."
-    whole = yaml.safe_dump({key: value}, default_flow_style=True, width=float('inf'), allow_unicode=True, sort_keys=False)
+    whole = yaml.safe_dump({key: value}, default_flow_style=True, width=float('inf'), sort_keys=False)
     return whole.strip()[1:-1]
 
 # %% ../../nbs/study/02_graph.ipynb #86d01483
