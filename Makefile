@@ -119,7 +119,7 @@ voc coco: $(READY)
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
-	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/study/[0-9]*.ipynb
+	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(wildcard nbs/*.ipynb nbs/*/[0-9]*.ipynb)
 	$(BIN)/nbdev_clean
 	@touch nbs/index.ipynb; $(MAKE) README.md
 
