@@ -14,7 +14,6 @@ import torch
 import yaml
 from PIL import Image
 
-from bnrcam import batch
 from bnrcam.affinity import pseudo_label
 from bnrcam.crf import map_images
 from bnrcam.data import DataError, VOCFolder, write_mask
@@ -25,6 +24,7 @@ from bnrcam.report import (by_seed, class_table, curves, embolden, evidence, loa
                            write_figure, write_json, write_table)
 from bnrcam.scenes import SCENE_CLASSES, voc_palette
 from bnrcam.seeds import CAMs, write_cams
+from bnrcam.study import batch
 from bnrcam.submit import read_scores, write_submission
 from bnrcam.train import load_tensors, save_tensors
 
