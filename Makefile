@@ -39,41 +39,12 @@ BENCH  := $(patsubst %,reports/bench/%.ipynb,network pseudo_labels roofline note
 # (bnrcam.download.read_sources), for a mirror or a smaller set
 PUBLIC := $(filter voc coco,$(PROFILE))
 SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
-<<<<<<< HEAD
-IMAGES := $(OUT)/.data $(SCENES) $(WEIGHTS)
-BEFORE := $(READY) $(OUT)/.profile $(if $(PUBLIC),$(DATA)/ImageSets)
-
-# One batch a profile at a time: a lock that lives as long as make or one of its stages. And what dates do not tell:
-# products that were made from other files than today's, or damaged, or come from the future.
-GUARD   := $(or $(wildcard $(BIN)/python),$(PYTHON)) -I -S bnrcam/batch.py
-LOCK    := reports/.$(PROFILE).lock
-ifneq ($(filter reproduce readme verify clean $(OUT)/%,$(MAKECMDGOALS)),)
-ifeq ($(DRY),)
-HELD    := $(shell $(GUARD) hold $(LOCK) $$PPID 2>&1)
-$(if $(filter held,$(HELD)),,$(error $(HELD)))
-$(shell $(GUARD) redate $(YAML) $(IMAGES) $(wildcard nbs/stages/*.ipynb nbs/results/*.ipynb bnrcam/*.py bnrcam/*/*.py))
-endif
-$(shell $(GUARD) stale $(OUT)): again
-endif
-
-=======
 comma  := ,
 UPPER  := $(patsubst coco,COCO,$(PUBLIC:voc=VOC))
 OTHERS := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_FILES)$(comma) None)
->>>>>>> main
 # errors in one line, without the traceback
 SHORT  := import sys; sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr);
 
-<<<<<<< HEAD
-# the code that a stage runs, so that only what changed is stale
-code         = $(1:%=bnrcam/%.py)
-TRAIN_CODE  := $(call code,data transforms conformer models cam losses launch engine/provenance train)
-SEEDS_CODE  := $(TRAIN_CODE) $(call code,seeds evaluate)
-TRUNK_CODE  := $(call code,data transforms conformer cam losses launch engine/provenance train resnet38)
-PSEUDO_CODE := $(call code,workers crf resnet38 affinity)
-LEARN_CODE  := $(call code,segment submit)
-REPORT_CODE := $(call code,paper submit figures report)
-=======
 # One batch a profile at a time: locks that live as long as make or one of its stages. And what dates do not tell:
 # products that were made from other files than today's, or damaged, or come from the future.
 GUARD  := $(or $(wildcard $(BIN)/python),$(PYTHON)) -I -S bnrcam/study/batch.py
@@ -86,7 +57,6 @@ HELD   := $(shell $(GUARD) hold $$PPID $(LOCKS) 2>&1)
 $(if $(filter held,$(HELD)),,$(error $(HELD)))
 endif
 endif
->>>>>>> main
 
 # The study: every job of the profile, with what it is made from (bnrcam.study.graph). Without an environment there is
 # no graph; make then sets that up, as a makefile that is out of date, and begins again.
