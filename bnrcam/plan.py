@@ -138,7 +138,7 @@ def stages(profile: dict, sizes: dict[str, int]) -> pd.DataFrame:
 
     train, scored, val = (sizes[data[key]] for key in ('train', 'seeds', 'val'))
     for stage, split in (('pretrain', data.get('pretrain')), ('train', data['train'])):
-        variants = ['noise1' if 'noise1' in run else 'baseline' if stage == 'pretrain' else run.split('-')[0]
+        variants = [run.split('-')[0] if stage == 'train' else 'noise1' if 'noise1' in run else 'baseline'
                     for run in runs[stage]]
         for variant in dict.fromkeys(variants):
             options = profile[stage]

@@ -148,10 +148,8 @@ def refused(result, process):
 
 def test_second_batch_is_refused(fresh):
     first = start(fresh, 'noise1-s0/train')
-    before = time.perf_counter()
-    assert refused(make(fresh, 'reproduce'), first)
-    assert time.perf_counter() - before < 5
-    for target in ('clean', 'reports/tiny/pretrain-s0/pretrain.ipynb'):
+    # it does not wait: the first batch ends when it is told to, below
+    for target in ('reproduce', 'clean', 'reports/tiny/pretrain-s0/pretrain.ipynb'):
         assert refused(make(fresh, target), first)
     assert 'noise1-s0/seeds' in would_run(fresh) and make(fresh, 'help').returncode == 0
     output = go_on(fresh, first)

@@ -40,6 +40,8 @@ from bnrcam.segment import deeplab
 from bnrcam.submit import image_size, read_prediction, read_scores
 from bnrcam.train import load_tensors
 
+HANG = 60  # seconds, for what takes one at most and, were it taken in, an hour or all memory
+
 ROOT = Path(__file__).parent.parent
 CLASSES = ('cat', 'dog')
 BAD = (DataError, WeightsError)
@@ -184,7 +186,7 @@ def test_safetensors_with_an_absurd_header(tmp_path, content):
         refused(lambda: load_weights(torch.nn.Linear(2, 1), path), path)
     assert load_tensors(path) == ({}, {})
     refused(lambda: read_cams(path), path)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < HANG
 
 
 # XML
@@ -205,7 +207,7 @@ def test_hostile_xml(tmp_path, text, encoding):
     start = time.perf_counter()
     (tmp_path / 'labels.xml').write_bytes(text.replace('SECRET', str(tmp_path / 'secret')).encode(encoding))
     refused(lambda: read_labels(tmp_path / 'labels.xml', CLASSES), 'labels.xml')
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < HANG
 
 
 def test_names_are_no_xml_in_what_is_written(tmp_path):
@@ -348,7 +350,7 @@ def test_hostile_coco(tmp_path, changes):
     "In C code a wrong number is no exception, but a crash or what lay in memory."
     start = time.perf_counter()
     refused(lambda: convert(tmp_path, coco(**changes)), 'coco.json')
-    assert time.perf_counter() - start < 2 and not list((tmp_path / 'SegmentationClass').iterdir())
+    assert time.perf_counter() - start < HANG and not list((tmp_path / 'SegmentationClass').iterdir())
 
 
 def test_coco_photograph_by_a_path_stays_in_its_folder(tmp_path, monkeypatch):
@@ -419,7 +421,7 @@ def test_profiles_that_are_no_plain_values(tmp_path, mark, name):
     (tmp_path / 'evil.yaml').write_text(PROFILES[name].replace('{mark}', str(mark)).replace('{{', '{').replace('}}',
                                                                                                                '}'))
     refused(lambda: read_profile(tmp_path / 'evil.yaml'), 'evil.yaml')
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < HANG
 
 
 VALUES = ['"; import os; os.system("touch pwned"); "', "'; import os #", '\\"; x = 1; "', 'a\nimport os', '{x}',

@@ -61,6 +61,13 @@ def test_images_of_each_stage():
         ('score labels', 'with, without CRF'): (5, 10)}
 
 
+def test_variants_of_noise_1_are_timed_apart():
+    profile = {**TINY, 'variants': ['noise1', 'noise1_through'], 'sweep': [0.01]}
+    rows = plan.stages(profile, {'train': 10, 'val': 5}).set_index(['stage', 'of'])['runs']
+    assert rows['train'].to_dict() == {'noise1': 3, 'noise1_through': 2}
+    assert rows['pretrain'].to_dict() == {'baseline': 3, 'noise1': 2}
+
+
 def test_sizes_from_the_splits_or_the_benchmark(scenes, tmp_path):
     assert plan.split_sizes(TINY, scenes)['train'][0] == 8
     profile = {**TINY, 'benchmark': 'COCO', 'dataset': {'train': 'train', 'seeds': 'train', 'val': 'val', 'test': None}}

@@ -196,12 +196,22 @@ def test_missing_pseudo_labels_are_named(scenes, tmp_path):
         SegmentData(data(scenes), tmp_path)
 
 
+class Same(SegmentData):
+    "The same crop again and again."
+    def __getitem__(self, index):
+        torch.manual_seed(0)
+        return super().__getitem__(0)
+
+
 @pytest.mark.parametrize('name, options', [('resnet18', {'output_stride': 8}), ('vit_tiny_patch16_224', {'dynamic_img_size': True})])
 def test_a_backbone_of_timm_learns(scenes, tmp_path, name, options):
+    "A small step, without dropout, lowers the loss of the batch that it was made from: true of any network."
     torch.manual_seed(0)
     net = deeplab(name, 7, bn_momentum=.1, **options)
-    history = train_segmenter(net, SegmentData(data(scenes), None, crop=64), tmp_path, iterations=8, batch_size=4, seed=0, lr=1e-4)
-    assert history['loss'].iloc[-1] < history['loss'].iloc[0]
+    net.dropout.p = 0.
+    history = train_segmenter(net, Same(data(scenes), None, crop=64), tmp_path, iterations=2, batch_size=8,
+                              seed=0, lr=1e-4)
+    assert history['loss'].iloc[1] < history['loss'].iloc[0]
 
 
 def test_an_unknown_backbone_is_named():
