@@ -31,12 +31,13 @@ from bnrcam.data import DataError, VOCFolder, open_picture, read_image, read_lab
 from bnrcam.datasets import convert_coco, read_coco, read_sbd
 from bnrcam.download import VOC_FILES, read_sources, receive, unpack
 from bnrcam.folder import folder_from_table, label_xml, read_table
-from bnrcam.plan import read_profile
 from bnrcam.report import Study, read_json, write_index, write_json, write_table
 from bnrcam.resnet38 import load_resnet38, read_params
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import read_cams
 from bnrcam.segment import deeplab
+from bnrcam.study.graph import line
+from bnrcam.study.profile import ProfileError, read_profile
 from bnrcam.submit import image_size, read_prediction, read_scores
 from bnrcam.train import load_tensors
 
@@ -44,7 +45,7 @@ HANG = 60  # seconds, for what takes one at most and, were it taken in, an hour 
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ('cat', 'dog')
-BAD = (DataError, WeightsError)
+BAD = (DataError, WeightsError, ProfileError)
 
 
 @pytest.fixture
@@ -438,11 +439,11 @@ def injected(notebook):
 
 
 def test_parameters_are_values(tmp_path):
-    "From a profile (-f) and a command line (-p, -r): papermill writes one assignment a value, the same value."
+    "From the file of a job (-f) and a command line (-p, -r): papermill writes one assignment a value, the same value."
     from papermill.cli import papermill
     profile = {'profile': 'x', 'about': VALUES[0], 'variants': VALUES, 'dataset': {value: value for value in VALUES}}
-    (tmp_path / 'x.yaml').write_text(yaml.safe_dump(profile))
-    assert read_profile(tmp_path / 'x.yaml') == profile
+    (tmp_path / 'x.yaml').write_text('\n'.join(line(*item) for item in profile.items()))
+    assert yaml.safe_load((tmp_path / 'x.yaml').read_text()) == profile
     for i, value in enumerate(VALUES):
         arguments = [str(ROOT / 'nbs/stages/seeds.ipynb'), str(tmp_path / 'out.ipynb'), '--prepare-only', '-f',
                      str(tmp_path / 'x.yaml'),

@@ -12,8 +12,8 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-LIBRARY = sorted((ROOT / 'nbs').glob('[0-9]*.ipynb'))
-BATCH = sorted((ROOT / 'nbs').glob('*/*.ipynb'))
+LIBRARY = sorted([*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs').glob('*/[0-9]*.ipynb')])
+BATCH = sorted((ROOT / 'nbs').glob('*/[!0-9]*.ipynb'))
 
 
 def tool(name, cwd):
