@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_rle
 
-from .data import IGNORE, VOC_CLASSES, DataError, is_plain, open_picture
+from .data import IGNORE, VOC_CLASSES, DataError, image_size, is_plain
 from .download import COCO_FILES, VOC_FILES, Download, disk_errors, obtain, progress
 from .scenes import voc_palette
 from .workers import in_workers
@@ -167,10 +167,10 @@ VOC_WANTED = {'voc': [f'VOCdevkit/VOC2012/{name}/*' for name in LAYOUT],
 def convert_sbd(source: Path, root: Path, name: str) -> None:
     "SegmentationClass/NAME.png from cls/NAME.mat; DataError unless it has the size of its image."
     mask = read_sbd(source / f'{name}.mat')
-    with open_picture(root / 'JPEGImages' / f'{name}.jpg') as image:
-        if image.size != mask.shape[::-1]:
-            raise DataError(f'{source}/{name}.mat: the mask is {mask.shape[1]}x{mask.shape[0]}, '
-                            f'its image {image.width}x{image.height}')
+    width, height = image_size(root / 'JPEGImages' / f'{name}.jpg')
+    if mask.shape != (height, width):
+        raise DataError(f'{source}/{name}.mat: the mask is {mask.shape[1]}x{mask.shape[0]}, '
+                        f'its image {width}x{height}')
     save_mask(root / 'SegmentationClass' / f'{name}.png', mask)
 
 
@@ -354,10 +354,10 @@ def annotation_xml(image: CocoImage, names: Sequence[str]) -> str:
 def convert_coco(annotations: Path, photographs: Path, root: Path, indices: dict[int, int], image: CocoImage) -> None:
     "Link, labels and mask of one image; the mask last, as the sign that all is there."
     link(photographs / f'{image.name}.jpg', root / 'JPEGImages' / f'{image.name}.jpg')
-    with open_picture(photographs / f'{image.name}.jpg') as photograph:
-        if photograph.size != (image.width, image.height):
-            raise DataError(f'{photographs}/{image.name}.jpg: {photograph.width}x{photograph.height}, but '
-                            f'{annotations.name} says {image.width}x{image.height}')
+    width, height = image_size(photographs / f'{image.name}.jpg')
+    if (width, height) != (image.width, image.height):
+        raise DataError(f'{photographs}/{image.name}.jpg: {width}x{height}, but '
+                        f'{annotations.name} says {image.width}x{image.height}')
     items = read_annotations(annotations, image)
     try:
         mask = coco_mask(items, image.height, image.width, indices)

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from PIL import Image
-
-from .data import DataError, is_plain, read_image, read_split
+from .data import DataError, image_size, is_plain, open_picture, read_image, read_split
 from .datasets import link, make_layout, write_split
 from .download import disk_errors, progress
 
@@ -98,7 +96,7 @@ def read_table(table: str | Path, images: str | Path, classes: Sequence[str]) ->
 def jpeg_bytes(path: Path) -> tuple[bytes, bool]:
     "The image as a JPEG file, and whether `path` is one itself (else quality 95, full colour). DataError for what `read_image` refuses."
     image = read_image(path)
-    with Image.open(path) as header:
+    with open_picture(path) as header:
         if header.format in ('JPEG', 'MPO'):  # MPO: JPEG with a second picture behind it, as some phones write
             return path.read_bytes(), True
     buffer = io.BytesIO()
@@ -107,7 +105,7 @@ def jpeg_bytes(path: Path) -> tuple[bytes, bool]:
 
 
 def label_xml(name: str, size: tuple[int, int], labels: Sequence[str]) -> str:
-    "A minimal VOC annotation: file, size (width, height), and the names of the classes."
+    "A minimal VOC annotation: file, size (width, height) of the upright image, names of the classes."
     objects = ''.join(f'<object><name>{escape(label)}</name></object>' for label in labels)
     return (f'<annotation><filename>{name}.jpg</filename><size><width>{size[0]}</width><height>{size[1]}</height>'
             f'<depth>3</depth></size><segmented>0</segmented>{objects}</annotation>\n')
@@ -130,8 +128,7 @@ def add_file(path: Path, content: bytes, source: Path | None = None) -> None:
 def add_image(root: Path, item: Labelled) -> None:
     "Image and annotation of a row in the folder `root`, which has the layout."
     name, (content, is_jpeg) = item.image.stem, jpeg_bytes(item.image)
-    with Image.open(io.BytesIO(content)) as image:
-        xml = label_xml(name, image.size, item.labels)
+    xml = label_xml(name, image_size(item.image), item.labels)
     add_file(root / f'JPEGImages/{name}.jpg', content, item.image if is_jpeg else None)
     add_file(root / f'Annotations/{name}.xml', xml.encode())
 

@@ -27,7 +27,7 @@ from PIL import EpsImagePlugin, Image
 
 from bnrcam.affinity import read_walked
 from bnrcam.conformer import WeightsError, load_weights, read_weights
-from bnrcam.data import DataError, VOCFolder, open_picture, read_image, read_labels, read_mask, read_split
+from bnrcam.data import DataError, VOCFolder, image_size, open_picture, read_image, read_labels, read_mask, read_split
 from bnrcam.datasets import convert_coco, read_coco, read_sbd
 from bnrcam.download import VOC_FILES, read_sources, receive, unpack
 from bnrcam.folder import folder_from_table, label_xml, read_table
@@ -37,7 +37,7 @@ from bnrcam.resnet38 import load_resnet38, read_params
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import read_cams
 from bnrcam.segment import deeplab
-from bnrcam.submit import image_size, read_prediction, read_scores
+from bnrcam.submit import read_prediction, read_scores
 from bnrcam.train import load_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -245,7 +245,7 @@ BOMBS = {'png of 10 gigapixels': png(100_000, 100_000), 'png just above the limi
 def test_picture_bombs(tmp_path, folder, name):
     for path, read in ((tmp_path / 'x.png', read_image), (tmp_path / 'x.png', lambda path: read_mask(path, 3)),
                        (tmp_path / 'x.png', lambda path: read_prediction(path, (4, 3))),
-                       (folder / 'JPEGImages/train_00000.jpg', lambda path: image_size(folder, 'train_00000')),
+                       (folder / 'JPEGImages/train_00000.jpg', image_size),
                        (folder / 'JPEGImages/train_00000.jpg',
                         lambda path: VOCFolder(folder, 'train', SCENE_CLASSES, masks=True).mask('train_00000')),
                        (folder / 'JPEGImages/train_00000.jpg',
