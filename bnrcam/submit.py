@@ -6,7 +6,6 @@
 __all__ = ['SERVER_FOLDER', 'read_prediction', 'submission', 'write_submission', 'check_names', 'read_scores']
 
 # %% ../nbs/11_submit.ipynb #34f73751
-import csv
 import io
 import os
 import re
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .data import DataError, disk_errors, image_size, open_picture
+from .folder import csv_rows
 from .launch import processes
 from .scenes import voc_palette
 
@@ -95,12 +95,12 @@ def check_names(folder: Path, names: Sequence[str]) -> None:
 def read_scores(path: str | Path, classes: Sequence[str]) -> pd.DataFrame:
     """Scores of the test server, one row a run: `run`, 'background' and the foreground `classes`, IoU in percent.
 
-    path: CSV with these columns in any order. Empty where there is no such file, as nothing was uploaded yet. DataError
+    path: CSV with these columns in any order; a spreadsheet's semicolons and decimal commas will do. Empty where there is no such file, as nothing was uploaded yet. DataError
     names file and line of an unknown or missing class, a value that is no percentage, or a run named twice."""
     names = ['run', 'background', *classes]
     if not Path(path).is_file():
         return pd.DataFrame(columns=names)
-    (_, header), *lines = _read_lines(path) or [(1, [])]
+    (_, header), *lines = csv_rows(path)[1] or [(1, [])]
     _check_header(path, header, names)
     rows, seen = [], {}
     for number, row in lines:
@@ -111,19 +111,8 @@ def read_scores(path: str | Path, classes: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def _read_lines(path: str | Path) -> list[tuple[int, list[str]]]:
-    "Line numbers and stripped fields of the rows that are not blank."
-    try:
-        reader = csv.reader(io.StringIO(Path(path).read_text(encoding='utf-8-sig'), newline=''), skipinitialspace=True)
-        return [(reader.line_num, [field.strip() for field in row]) for row in reader if any(map(str.strip, row))]
-    except UnicodeDecodeError as error:
-        raise DataError(f'{path}: no UTF-8 text ({error.reason}); save it as plain CSV') from None
-    except csv.Error as error:
-        raise DataError(f'{path}: no CSV file ({error}); save it as one') from None
-
-
 def _check_header(path: str | Path, header: list[str], names: list[str]) -> None:
-    hint = f"line 1 must be {','.join(names[:3])},... with commas"
+    hint = f"line 1 must be {','.join(names[:3])},..."
     if unknown := [name for name in header if name not in names]:
         raise DataError(f'{path}, line 1: unknown class {unknown[0]!r}; {hint}')
     if missing := [name for name in names if name not in header]:
@@ -147,7 +136,7 @@ def _score_row(place: str, header: list[str], row: list[str]) -> dict:
 
 def _percent(place: str, text: str) -> float:
     try:
-        value = float(text)
+        value = float(text.replace(',', '.'))
     except ValueError:
         raise DataError(f"{place}: {text!r} is no number; copy the server's percentage") from None
     if not 0 <= value <= 100:
