@@ -129,7 +129,7 @@ voc coco: $(READY)
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
-	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/engine/[0-9]*.ipynb
 	$(BIN)/nbdev_clean
 	@touch nbs/index.ipynb; $(MAKE) README.md
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
-from .conformer import read_tensors, tensor_digest
+from .engine.weights import read_tensors, tensor_digest
 from .data import disk_errors
 from .launch import processes, see_whole_batch
 from .losses import VARIANTS, bnr_loss

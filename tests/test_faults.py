@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 
 from bnrcam import batch
-from bnrcam.conformer import WeightsError, load_weights
+from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.crf import fresh_folder, map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.figures import save_figure

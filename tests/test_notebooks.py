@@ -13,8 +13,8 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-LIBRARY = sorted((ROOT / 'nbs').glob('[0-9]*.ipynb'))
-BATCH = sorted((ROOT / 'nbs').glob('*/*.ipynb'))
+LIBRARY = sorted([*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs/engine').glob('[0-9]*.ipynb')])
+BATCH = sorted({*(ROOT / 'nbs').glob('*/*.ipynb')} - {*LIBRARY})
 
 
 def tool(name, cwd):
