@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-from .data import DataError, image_size, is_plain, open_picture, read_image, read_split
+from .data import (DataError, check_classes, composed, image_size, is_plain, on_disk, open_picture,
+                         read_image, read_split)
 from .datasets import link, make_layout, write_split
 from .download import disk_errors, progress
 
@@ -26,7 +27,7 @@ def csv_rows(path: str | Path) -> tuple[str, list[tuple[int, list[str]]]]:
     if not Path(path).is_file():
         raise DataError(f'{path}: no such table')
     try:
-        text = Path(path).read_text(encoding='utf-8-sig')  # spreadsheets begin with a byte order mark
+        text = composed(Path(path).read_text(encoding='utf-8-sig'))  # spreadsheets begin with a byte order mark
         separator = (re.search('[,;\t]', text) or [','])[0]
         reader = csv.reader(io.StringIO(text, newline=''), strict=True, delimiter=separator,
                             skipinitialspace=True)
@@ -93,6 +94,7 @@ def read_table(table: str | Path, images: str | Path, classes: Sequence[str]) ->
     table: CSV, separated by `,`, `;` or tabs as its first line is, with the columns `file` and `labels` (names
     separated by ';', in a table of semicolons quoted or not), or `file` and one column a class (0, 1).
     DataError names the line of what is missing, unknown, empty, or there twice."""
+    classes = [*map(composed, check_classes(classes))]
     header, rows = read_rows(table)
     check_columns(table, header, classes)
     items, seen = [], {}
@@ -103,10 +105,10 @@ def read_table(table: str | Path, images: str | Path, classes: Sequence[str]) ->
                             'letters, digits, _, - and . only')
         if (name := Path(file).stem) in seen:
             raise DataError(f'{where}: {file}: an image {name} stands in line {seen[name]} already')
-        if not Path(images, file).is_file():
-            raise DataError(f'{where}: {Path(images, file)}: no such image')
+        if not (image := on_disk(Path(images, file))).is_file():
+            raise DataError(f'{where}: {image}: no such image')
         seen[name] = line
-        items.append(Labelled(where, Path(images, file), row_labels(where, header, row, classes)))
+        items.append(Labelled(where, image, row_labels(where, header, row, classes)))
     return items
 
 # %% ../nbs/02_folder.ipynb #b6f35c0b
@@ -144,7 +146,7 @@ def add_file(path: Path, content: bytes, source: Path | None = None) -> None:
 # %% ../nbs/02_folder.ipynb #5fd6e65b
 def add_image(root: Path, item: Labelled) -> None:
     "Image and annotation of a row in the folder `root`, which has the layout."
-    name, (content, is_jpeg) = item.image.stem, jpeg_bytes(item.image)
+    name, (content, is_jpeg) = composed(item.image.stem), jpeg_bytes(item.image)
     xml = label_xml(name, image_size(item.image), item.labels)
     add_file(root / f'JPEGImages/{name}.jpg', content, item.image if is_jpeg else None)
     add_file(root / f'Annotations/{name}.xml', xml.encode())
@@ -159,7 +161,7 @@ def folder_from_table(table: str | Path, images: str | Path, folder: str | Path,
     image, other labels or another split under one of the names. Masks are not asked for: where there are some, put
     them to SegmentationClass/NAME.png."""
     items, root = read_table(table, images, classes), Path(folder)
-    names = [item.image.stem for item in items]
+    names = [composed(item.image.stem) for item in items]
     if not re.fullmatch(r'\w+', split):
         raise DataError(f'split {split!r}: use letters, digits and _ only')
     if (root / f'ImageSets/Segmentation/{split}.txt').exists() and read_split(root, split) != names:

@@ -1,4 +1,7 @@
 """Photographs and masks as cameras, phones and drawing programs write them: read to the right values, or refused."""
+import struct
+import unicodedata
+import zlib
 from xml.etree.ElementTree import parse
 
 import numpy as np
@@ -6,9 +9,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from bnrcam.crf import crf_folder, crf_labels
-from bnrcam.data import DataError, VOCFolder, image_size, read_image, read_mask, write_mask
+from bnrcam.data import DataError, VOCFolder, image_size, read_image, read_labels, read_mask, write_mask
 from bnrcam.datasets import CocoImage, convert_coco, convert_sbd
-from bnrcam.folder import folder_from_table
+from bnrcam.evaluate import evaluate_labels
+from bnrcam.folder import folder_from_table, read_table
 from bnrcam.scenes import voc_palette
 from miniature import sbd_mat
 
@@ -124,3 +128,164 @@ def test_sizes_in_datasets_are_those_of_the_upright_picture(phone, tmp_path):
     for height, width in ((24, 40), (40, 25)):
         with pytest.raises(DataError, match='24x40'):
             convert_coco(tmp_path / 'coco.json', phone / 'JPEGImages', phone, {}, CocoImage('a', height, width, []))
+
+
+# all that Pillow writes: read to the right values, or refused
+
+MODES = ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LAB', 'HSV', 'I', 'F', 'I;16', 'I;16B', 'I;16L', 'RGBX', 'La', 'RGBa']
+FORMATS = {'PNG': [{}, {'bits': 1}, {'bits': 2}, {'bits': 4}, {'transparency': 0}], 'JPEG': [{'quality': 95, 'subsampling': 0}, {'progressive': True, 'quality': 95}],
+           'TIFF': [{}, {'compression': 'tiff_lzw'}, {'compression': 'tiff_adobe_deflate'}, {'big_tiff': True}], 'BMP': [{}], 'WEBP': [{'lossless': True}],
+           'GIF': [{}], 'PPM': [{}], 'TGA': [{}], 'JPEG2000': [{}], 'ICO': [{}], 'PCX': [{}], 'DDS': [{}], 'SGI': [{}], 'MPO': [{}]}
+
+
+def written(tmp_path):
+    "(what was written, as Pillow has it in memory; its file) for each mode, format and option that Pillow takes."
+    for mode in MODES:
+        for kind, choices in FORMATS.items():
+            for options in choices:
+                if 'bits' in options and mode != 'P': continue  # of grey values Pillow writes the lowest bits
+                picture, path = in_mode(mode), tmp_path / f'{mode.replace(";", "")}.{kind.lower()}'
+                try: picture.save(path, kind, **options)
+                except (OSError, KeyError, ValueError, TypeError, SystemError): continue
+                yield picture, path, f'{mode} {kind} {options}'
+
+
+def in_mode(mode):
+    try: return Image.fromarray(photograph() % 3 * 40).convert(mode)
+    except ValueError: return Image.new(mode, (40, 24), 1)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_photographs_in_every_form(tmp_path):
+    taken = []
+    for picture, path, form in written(tmp_path):
+        try: image = np.array(read_image(path)).astype(int)
+        except DataError as error:
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+            continue
+        taken.append(form)
+        assert np.abs(image - np.array(picture.convert('RGB'))).mean() < 12, form
+    assert {'RGB JPEG', 'L JPEG', 'CMYK JPEG', 'RGB PNG', 'L PNG', 'RGB TIFF', 'RGB BMP', 'RGB WEBP'} <= {
+        ' '.join(form.split()[:2]) for form in taken} and not any('transparency' in form for form in taken), taken
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_masks_in_every_form(tmp_path):
+    taken = []
+    for picture, path, form in written(tmp_path):
+        try: mask = read_mask(path, 200)
+        except DataError as error:
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+            continue
+        taken.append(form)
+        assert picture.mode in 'LP' and np.array_equal(mask, np.array(picture)), form
+    assert taken and all(' PNG ' in form for form in taken)
+
+
+def png(depth, colour, rows):
+    chunk = lambda kind, content: struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
+    header = struct.pack('>IIBBBBB', 4, 2, depth, colour, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row for row in rows))) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize('depth, row', [(1, b'\x50'), (2, b'\x1b'), (4, b'\x01\x23')])
+def test_grey_masks_of_few_bits_are_not_multiplied(tmp_path, depth, row):
+    (tmp_path / 'a.png').write_bytes(png(depth, 0, [row, row]))
+    with pytest.raises(DataError, match='a.png: PNG of mode .* is no mask'):
+        read_mask(tmp_path / 'a.png', 200)
+
+
+@pytest.mark.parametrize('colour, channels', [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_photographs_of_16_bits(tmp_path, colour, channels):
+    (tmp_path / 'a.png').write_bytes(png(16, colour, [b'\x0b\xb8' * 4 * channels] * 2))
+    with pytest.raises(DataError, match='a.png: .*convert it to 8-bit RGB'):
+        read_image(tmp_path / 'a.png')
+
+
+def test_no_limit_of_pixels_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', None)
+    assert read_image(save(tmp_path / 'a.png', photograph(), 1, 'PNG')).size == (40, 24)
+
+
+def test_a_mask_that_went_through_quantize(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:20] = 15
+    Image.fromarray(voc_palette()[mask]).quantize(8).save(tmp_path / 'a.png')
+    with pytest.raises(DataError, match="a.png: has VOC's colours in another order"):
+        read_mask(tmp_path / 'a.png', 21)
+    for palette in (voc_palette(), np.random.default_rng(0).integers(1, 255, (256, 3)).astype(np.uint8), np.repeat(np.arange(256)[:, None], 3, 1)):
+        write_mask(tmp_path / 'a.png', mask, palette.astype(np.uint8))
+        assert np.array_equal(read_mask(tmp_path / 'a.png', 21), mask)
+
+
+@pytest.fixture
+def cracks(tmp_path):
+    "Three photographs with a crack, and their masks as most tools save them: 0 and 255."
+    (tmp_path / 'photos').mkdir()
+    for name in 'abc': save(tmp_path / f'photos/{name}.jpg', photograph(), 1)
+    (tmp_path / 'labels.csv').write_text('file,labels\na.jpg,crack\nb.jpg,crack\nc.jpg,crack\n')
+    root = folder_from_table(tmp_path / 'labels.csv', tmp_path / 'photos', tmp_path / 'voc', ['crack'])
+    draw(root, 255)
+    return root
+
+
+def draw(root, value, names='abc'):
+    mask = np.zeros((24, 40), np.uint8)
+    mask[:12] = value
+    for name in names: Image.fromarray(mask).save(root / f'SegmentationClass/{name}.png')
+
+
+def test_masks_of_0_and_255(cracks):
+    for read in (lambda data: data[0], lambda data: data.mask('b'), lambda data: evaluate_labels(data, cracks / 'SegmentationClass')):
+        with pytest.raises(DataError, match="0 and 255 alone.*write 1 where 'crack' is"):
+            read(VOCFolder(cracks, 'train', ['crack'], masks=True))
+    draw(cracks, 1, 'b')  # and where one has a class, 255 means what it says
+    assert set(np.unique(VOCFolder(cracks, 'train', ['crack'], masks=True).mask('a'))) == {0, 255}
+    draw(cracks, 1)
+    data, out = VOCFolder(cracks, 'train', ['crack'], masks=True), cracks / 'none'
+    out.mkdir()
+    for name in 'abc': write_mask(out / f'{name}.png', np.zeros((24, 40), np.uint8), voc_palette())
+    assert evaluate_labels(data, out)['miou'] == pytest.approx(25)  # half of the background's 50 %, and no object
+
+
+def test_a_header_larger_than_the_annotation(cracks):
+    path, content = cracks / 'JPEGImages/a.jpg', (cracks / 'JPEGImages/a.jpg').read_bytes()
+    path.unlink()
+    path.write_bytes(content.replace(b'\x00\x18\x00\x28', b'\x08\x00\x08\x00', 1))
+    with pytest.raises(DataError, match='a.jpg: 2048x2048, but its annotation says 40'):
+        VOCFolder(cracks, 'train', ['crack'])[0]
+
+
+@pytest.mark.parametrize('classes', [[0, 1], 'cat', [], [None], ['cat', ' '], ['a', 'a']])
+def test_classes_that_are_no_names(cracks, classes):
+    for call in (lambda: VOCFolder(cracks, 'train', classes),
+                 lambda: folder_from_table(cracks.parent / 'labels.csv', cracks.parent / 'photos', cracks, classes)):
+        with pytest.raises(DataError, match='classes|names'): call()
+
+
+@pytest.mark.parametrize('disk, told', [('NFC', 'NFD'), ('NFD', 'NFC'), ('NFD', 'NFD')])
+def test_names_in_two_unicode_forms(tmp_path, disk, told):
+    disk, told = (unicodedata.normalize(form, 'bäume_é') for form in (disk, told))
+    (tmp_path / 'photos').mkdir()
+    save(tmp_path / f'photos/{disk}.jpg', photograph(), 1)
+    (tmp_path / 'labels.csv').write_text(f'\ufefffile,labels\n{told}.jpg,{told}\n', encoding='utf-8')
+    root = folder_from_table(tmp_path / 'labels.csv', tmp_path / 'photos', tmp_path / 'voc', [disk])
+    assert VOCFolder(root, 'train', [told])[0]['labels'].tolist() == [1]
+    for path in root.glob('*/*.*'): path.rename(path.with_name(f'{disk}{path.suffix}'))  # a folder made by hand
+    (root / 'ImageSets/Segmentation/train.txt').write_text(f'\ufeff{told}\n', encoding='utf-8')
+    item = VOCFolder(root, 'train', [disk])[0]
+    assert item['name'] == unicodedata.normalize('NFC', told) and item['labels'].tolist() == [1]
+
+
+def test_long_messages_fit_a_screen(tmp_path):
+    (tmp_path / 'labels.csv').write_text('file,' + ','.join(f'c{i}' for i in range(100_000)) + '\na,1\n')
+    (tmp_path / 'a.xml').write_text(f'<a><object><name>{"x" * 5_000_000}\n\x85</name></object></a>')
+    for call in (lambda: read_table(tmp_path / 'labels.csv', tmp_path, ['cat']), lambda: read_labels(tmp_path / 'a.xml', ['cat'])):
+        with pytest.raises(DataError, match=str(tmp_path)) as error: call()
+        assert len(str(error.value)) <= 600 and str(error.value).isprintable()
+
+
+def test_a_picture_of_pillow_for_the_crf():
+    labels = np.zeros((24, 40), np.uint8)
+    labels.flags.writeable = False
+    assert crf_labels(np.asarray(Image.fromarray(photograph())), labels, 3).shape == (24, 40)
