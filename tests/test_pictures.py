@@ -1,5 +1,8 @@
 """Photographs and masks as cameras, phones and drawing programs write them: read to the right values, or refused."""
+import json
 import struct
+import subprocess
+import sys
 import unicodedata
 import zlib
 from xml.etree.ElementTree import parse
@@ -10,7 +13,7 @@ from PIL import ExifTags, Image
 
 from bnrcam.crf import crf_folder, crf_labels
 from bnrcam.data import DataError, VOCFolder, image_size, read_image, read_labels, read_mask, write_mask
-from bnrcam.datasets import CocoImage, convert_coco, convert_sbd
+from bnrcam.datasets import CocoImage, convert_coco, convert_sbd, read_annotations, read_coco
 from bnrcam.evaluate import evaluate_labels
 from bnrcam.folder import folder_from_table, read_table
 from bnrcam.scenes import voc_palette
@@ -289,3 +292,46 @@ def test_a_picture_of_pillow_for_the_crf():
     labels = np.zeros((24, 40), np.uint8)
     labels.flags.writeable = False
     assert crf_labels(np.asarray(Image.fromarray(photograph())), labels, 3).shape == (24, 40)
+
+
+# COCO's annotations, and scripts
+
+def coco_file(path, name='bê.jpg', category='café', height=24, spoil=lambda content: content):
+    content = {'images': [{'id': 1, 'file_name': name, 'height': height, 'width': 40}],
+               'annotations': [{'id': 7, 'image_id': 1, 'category_id': 3, 'iscrowd': 0, 'segmentation': [[1, 1, 5, 1, 5, 4]]}],
+               'categories': [{'id': 3, 'name': category}]}
+    path.write_bytes(spoil(json.dumps(content, ensure_ascii=False).encode()))
+    return path
+
+
+@pytest.mark.parametrize('category', ['café', unicodedata.normalize('NFD', 'café'), '猫'])
+def test_coco_in_utf_8(tmp_path, category):
+    indices, (image,) = read_coco(coco_file(tmp_path / 'coco.json', category=category), [unicodedata.normalize('NFC', category)])
+    assert indices == {3: 1} and image.name == 'bê' and read_annotations(tmp_path / 'coco.json', image)[0]['id'] == 7
+
+
+@pytest.mark.parametrize('height', [6.0, '6', 0, None, [6]])
+def test_coco_sizes_that_are_none(tmp_path, height):
+    with pytest.raises(DataError, match='coco.json: bê.jpg: height .* whole numbers'):
+        read_coco(coco_file(tmp_path / 'coco.json', height=height), ['café'])
+
+
+def test_coco_with_a_damaged_byte(tmp_path):
+    path = coco_file(tmp_path / 'coco.json', spoil=lambda content: content.replace(b'"iscrowd"', b'"iscr\xffwd"'))
+    indices, (image,) = read_coco(path, ['café'])
+    with pytest.raises(DataError, match='coco.json: bê: an annotation is not JSON in UTF-8'):
+        read_annotations(path, image)
+    for part in ('café', 'bê'):
+        coco_file(path, spoil=lambda content: content.replace(part.encode(), part.encode('latin-1')))
+        with pytest.raises(DataError, match='coco.json'):
+            read_coco(path, ['café'])
+
+
+def test_a_script_without_a_main_guard(cracks):
+    draw(cracks, 1)
+    script = cracks / 'script.py'
+    script.write_text('from bnrcam.crf import crf_folder\n'
+                      f'crf_folder({str(cracks / "JPEGImages")!r}, {str(cracks / "SegmentationClass")!r}, {str(cracks / "crf")!r}, 2, workers=2)\n')
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    said = [line for line in result.stderr.splitlines() if not line.startswith((' ', 'Traceback'))]
+    assert result.returncode == 1 and "if __name__ == '__main__':" in said[-1] and result.stderr.count('Traceback') == 1, result.stderr
