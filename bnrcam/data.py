@@ -9,7 +9,6 @@ __all__ = ['LONGEST', 'VOC_CLASSES', 'IGNORE', 'PICTURES', 'TURNS', 'MEAN', 'STD
            'read_labels', 'read_mask', 'write_mask', 'as_image', 'as_mask', 'has_no_class', 'VOCFolder', 'to_input']
 
 # %% ../nbs/02_data.ipynb #7efd1071
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -22,10 +21,11 @@ import numpy as np
 import torch
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .engine.provenance import files_digest, text_digest
 from .scenes import voc_palette
 
 # %% ../nbs/02_data.ipynb #02b3e024
@@ -205,7 +205,11 @@ def read_annotation(path: str | Path) -> tuple[Path, Element]:
 
 def labels_of(path: Path, root: Element, classes: Sequence[str]) -> Tensor:
     "Image-level labels (C,) float32 in {0, 1} of an annotation; DataError for a class that is not in `classes`."
-    names = {composed(item.findtext('name', '').strip()) for item in root.findall('object')}
+    objects = root.findall('object')
+    alike = [item for item in root.iter() if item.tag.rpartition('}')[2].lower() == 'object']
+    if len(alike) != len(objects):
+        raise DataError(f'{path}: an object that is not <annotation><object> as in VOC; give its tags that form')
+    names = {composed(item.findtext('name', '').strip()) for item in objects}
     classes = [*map(composed, classes)]
     if unknown := sorted(names - set(classes)):
         raise DataError(f"{path}: unknown class {unknown[0]!r}; the profile's classes are {', '.join(classes)}")
@@ -246,11 +250,14 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
     return mask
 
 
-def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
-    "Write (H, W) uint8 class indices as a palette PNG; `palette` is (256, 3) uint8, as `bnrcam.scenes.voc_palette()`."
-    image = Image.fromarray(mask)
+def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray, provenance: str = '') -> None:
+    """Write (H, W) uint8 class indices as a palette PNG; `palette` is (256, 3) uint8, as `bnrcam.scenes.voc_palette()`.
+
+    provenance: a digest of what it was made from, which goes with it as a text of that name."""
+    image, text = Image.fromarray(mask), PngImagePlugin.PngInfo()
     image.putpalette(palette.tobytes())
-    image.save(path)
+    if provenance: text.add_text('provenance', provenance)
+    image.save(path, pnginfo=text)
 
 # %% ../nbs/02_data.ipynb #38312a17
 # torchvision costs as long to import as PyTorch, so only those who look at images pay for it
@@ -324,12 +331,10 @@ class VOCFolder(Dataset):
         return self.transform(item) if self.transform else item
 
     def fingerprint(self) -> str:
-        "12 hex digits of the names, labels and file sizes: tells two states of a folder apart."
-        digest = hashlib.sha256()
-        for name, labels in zip(self.names, self.labels):
-            files = [path.stat().st_size for path in (self.image_path(name), self.mask_path(name)) if path.is_file()]
-            digest.update(f'{name} {labels.tolist()} {files}\n'.encode())
-        return digest.hexdigest()[:12]
+        "12 hex digits of the names, the labels, and the contents of the photographs and, with `masks`, of the masks."
+        kinds = [self.image_path, self.mask_path][:1 + self.masks]
+        labels = [f'{name} {labels.tolist()}' for name, labels in zip(self.names, self.labels)]
+        return text_digest(*labels, *(files_digest(map(path, self.names)) for path in kinds))
 
 # %% ../nbs/02_data.ipynb #dfe06b28
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the published weights expect
