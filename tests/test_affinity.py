@@ -16,7 +16,7 @@ from bnrcam.affinity import HEADS, AffinityData, AffinityNet, affinity_labels, a
     random_walk, read_seed, read_walked, seed_labels, seen_image, train_affinity, transition_matrix, \
     walk_by_affinity, walk_by_attention, walked_labels
 from bnrcam.cam import attention_map, block_attention
-from bnrcam.conformer import WeightsError
+from bnrcam.engine.weights import WeightsError
 from bnrcam.crf import crf_labels, map_images
 from bnrcam.data import DataError, VOCFolder, to_input
 from bnrcam.models import conformer_mini_patch16

@@ -24,9 +24,9 @@ import torch
 import yaml
 from PIL import Image
 
-from bnrcam.conformer import WeightsError, load_weights
 from bnrcam.crf import map_images, write_result
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
+from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.figures import save_figure
 from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
                            write_slider, write_table)
