@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -14,14 +15,15 @@ import torch
 import yaml
 from PIL import Image
 
-from bnrcam import batch
 from bnrcam.affinity import pseudo_label
 from bnrcam.crf import map_images
 from bnrcam.data import DataError, VOCFolder, write_mask
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds, evaluate_trivial
 from bnrcam.scenes import SCENE_CLASSES, voc_palette
 from bnrcam.seeds import CAMs, write_cams
+from bnrcam.study import batch
 from bnrcam.study.figures import curve_figure, curves, write_figure
+from bnrcam.study.profile import ProfileError, read_profile
 from bnrcam.study.records import (load_modern, load_results, load_segmentation, provenance, write_json, write_result,
                                   write_text)
 from bnrcam.study.statistics import by_seed, embolden, paired_difference
@@ -31,11 +33,10 @@ from bnrcam.study.verify import verify
 from bnrcam.train import load_tensors, save_tensors
 
 matplotlib.use('Agg')
-SETTINGS = {'profile': 'small', 'compute': {'threads': 1},
-            'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['baseline', 'noise1'],
-            'modern': ['resnet18'], 'benchmark': None, 'pseudo': {'background': .42},
-            'dataset': {'classes': [*SCENE_CLASSES], 'train': 'train', 'seeds': 'train', 'val': 'val', 'test': 'val',
-                        'scored': None}}
+MINI = read_profile(Path(__file__).parent.parent / 'nbs/profiles/mini.yaml')
+SETTINGS = {**MINI, 'profile': 'small', 'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'sweep': [],
+            'dataset': {**MINI['dataset'], 'test': 'val'},
+            **{network: {**MINI[network], 'weights': None} for network in ('affinity', 'segment')}}
 RUNS = [f'{variant}-s{seed}' for variant in SETTINGS['variants'] for seed in SETTINGS['seeds']]
 
 
@@ -99,7 +100,7 @@ def finished(scenes, tmp_path_factory):
                 folders[walk] = walk
             write_json(reports / run / 'pseudo.json', {
                 **common, **{key: evaluate_labels(train, runs / run / folder) for key, folder in folders.items()},
-                'made_by': provenance(data=train.fingerprint())})
+                'made_by': provenance(data=VOCFolder(train.root, 'train', SCENE_CLASSES).fingerprint())})
         for name in ('segment', 'segment-resnet18') if run == 'noise1-s0' else ('segment',):
             for kind in ('plain', 'crf'):
                 made_up_labels(val, runs / run / name / kind, rng)
@@ -312,7 +313,8 @@ def test_another_data_set(study, capsys):
     mask = study / 'scenes/SegmentationClass/train_00000.png'
     write_mask(mask, np.zeros_like(np.array(Image.open(mask))), voc_palette())
     lines = wrong(study, capsys)
-    assert sum('the data fingerprint' in line for line in lines) == 8
+    assert sum('the data fingerprint' in line for line in lines) == 4  # of the seeds, which are scored on masks alone
+    assert sum('pseudo.json: scores of the stored maps' in line for line in lines) == 4
 
 
 def test_a_table_that_nothing_makes_again(study, capsys):
@@ -325,11 +327,11 @@ def test_a_table_that_nothing_makes_again(study, capsys):
 
 
 def test_no_profile(tmp_path):
-    for text in ('seeds: [0]', '[', ''):
+    for text, why in (('seeds: [0]', 'profile: missing'), ('[', 'no profile'), ('', 'no profile')):
         (tmp_path / 'x.yaml').write_text(text)
-        with pytest.raises(DataError, match='x.yaml: not a profile'):
+        with pytest.raises(ProfileError, match=f'x.yaml: {why}'):
             verify(tmp_path / 'x.yaml', tmp_path)
-    with pytest.raises(DataError, match='none.yaml: not a profile'):
+    with pytest.raises(ProfileError, match='none.yaml: no such profile'):
         verify(tmp_path / 'none.yaml', tmp_path)
 
 

@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 
 from ..data import DataError, VOCFolder, disk_errors
+from ..engine.provenance import code_digest
 from ..launch import processes
-from ..train import code_digest
 
 # %% ../../nbs/study/03_records.ipynb #f5c8d7e2
 def write_text(path: str | Path, text: str) -> None:

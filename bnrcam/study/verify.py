@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from ..affinity import pseudo_label
 from ..data import DataError, read_mask, read_split
 from ..evaluate import class_scores, evaluate_labels, evaluate_seeds
+from .profile import read_profile
 from .records import SHARED, Study, executed, file_digest, read_json
 from .submit import submission
 from .tables import TABLES
@@ -51,13 +51,9 @@ def first_difference(stated, again, where: str = '') -> str | None:
 def read_study(profile: str | Path, data: str | Path, base: str | Path = '.') -> Study:
     """The study of a profile.
 
-    profile: YAML file, DataError if it cannot be read. data: folder in VOC layout.
+    profile: YAML file, of `read_profile`. data: folder in VOC layout.
     base: folder that holds `reports` and `data/runs`."""
-    try:
-        return Study(yaml.safe_load(Path(profile).read_text(encoding='utf-8')), data, base)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError) as error:
-        why = ' '.join(str(error).split())
-        raise DataError(f'{profile}: not a profile ({why}); give one of nbs/profiles') from None
+    return Study(read_profile(profile), data, base)
 
 # %% ../../nbs/study/09_verify.ipynb #40516283
 def check_scores(path: Path) -> str | None:
