@@ -6,7 +6,7 @@
 __all__ = ['SCRATCH', 'DRAWS', 'NEEDS', 'Step', 'label_runs', 'pretrainings', 'trainings', 'seeds', 'trunk', 'pseudo_labels',
            'segmentations', 'steps', 'cells', 'parameters', 'values', 'imported', 'module', 'templates', 'code',
            'result_steps', 'results', 'Job', 'files', 'jobs', 'text', 'line', 'rules', 'folder_name', 'check_variants',
-           'replace', 'write_graph', 'main']
+           'holds', 'replace', 'write_graph', 'main']
 
 # %% ../../nbs/study/02_graph.ipynb #fe21353a
 import ast
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import yaml
 
-from .batch import Contents, split_contents
+from .batch import Contents, redate, split_contents, stale_products
 from .profile import ProfileError, read_profile
 
 # %% ../../nbs/study/02_graph.ipynb #e09f01e9
@@ -289,9 +289,9 @@ def line(key: str, value: object) -> str:
     whole = yaml.safe_dump({key: value}, default_flow_style=True, width=float('inf'), sort_keys=False)
     return whole.strip()[1:-1]
 
-# %% ../../nbs/study/02_graph.ipynb #86d01483
+# %% ../../nbs/study/02_graph.ipynb #71877539
 def rules(found: dict[str, Job], out: str, again: list[str]) -> Iterator[str]:
-    "The lines that make includes. out: folder of the products. again: names of the jobs whose settings or data changed."
+    "The lines that make includes. out: folder of the products. again: the products that are stale whatever their dates."
     stages = [name for name, job in found.items() if 'stages' in job.notebook.parts]
     yield f"PRODUCTS := {' '.join(f'{out}/{name}.ipynb' for name in found)}"
     yield f"RESULTS := {' '.join(name for name in found if name not in {*stages, 'index'})}"
@@ -300,7 +300,8 @@ def rules(found: dict[str, Job], out: str, again: list[str]) -> Iterator[str]:
     for name, job in found.items():
         needs = ['$(RESULTS:%=' + out + '/%.ipynb)'] if name == 'index' else [f'{out}/{need}.ipynb' for need in job.needs]
         sources = [job.notebook, f'{out}/{name}.yaml', *job.files, *job.code, *needs]
-        yield f"{out}/{name}.ipynb: {' '.join(map(str, sources))}{' again' * (name in again)}"
+        yield f"{out}/{name}.ipynb: {' '.join(map(str, sources))}"
+    yield from (f'{product}: again' for product in dict.fromkeys(again))
 
 
 def folder_name(path: str) -> str:
@@ -320,10 +321,15 @@ def check_variants(profile: dict, path: str) -> None:
         for name in sorted(asked - {*VARIANTS}):
             raise ProfileError([f"{path}: variants: there is no {name!r}, but {', '.join(VARIANTS)}"])
 
-# %% ../../nbs/study/02_graph.ipynb #87c1a9f3
+# %% ../../nbs/study/02_graph.ipynb #e97f7e60
+def holds(path: Path, content: str) -> bool:
+    "Whether a regular file has that content."
+    return path.is_file() and not path.is_symlink() and path.read_text(encoding='utf-8', errors='replace') == content
+
+
 def replace(path: Path, content: str) -> None:
     "Write a file in one step, unless it holds that already."
-    if path.is_file() and not path.is_symlink() and path.read_text(encoding='utf-8') == content:
+    if holds(path, content):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.partial')
@@ -339,17 +345,14 @@ def write_graph(path: str, root: str, makefile: str, dry: bool) -> None:
     check_variants(profile, path)
     found, out = jobs(profile, folder_name(root)), f"reports/{profile['profile']}"
     contents = Contents(f"reports/.{profile['profile']}.contents.json")
-    texts = {name: text(job, path, contents) for name, job in found.items()}
-    again = []
-    for name, content in texts.items():
-        place = Path(f'{out}/{name}.yaml')
-        if not dry:
-            replace(place, content)
-        elif not place.is_file() or place.read_text(encoding='utf-8') != content:
-            again.append(name)
+    texts = {f'{out}/{name}.yaml': text(job, path, contents) for name, job in found.items()}
+    again = [place.replace('.yaml', '.ipynb') for place, content in texts.items() if not holds(Path(place), content)]
     if not dry:
+        for place, content in texts.items():
+            replace(Path(place), content)
         contents.save()
-    replace(Path(makefile), '\n'.join(rules(found, out, again)) + '\n')
+        redate(*texts, *{str(file) for job in found.values() for file in (job.notebook, *job.code)})
+    replace(Path(makefile), '\n'.join(rules(found, out, [*again, *stale_products(out)])) + '\n')
 
 
 def main(path: str, root: str, makefile: str, *dry: str) -> None:
