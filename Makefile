@@ -71,7 +71,7 @@ $(shell rm -f $(filter-out $(OUT)/%,$(GRAPH)))
 endif
 ifeq ($(GRAPH),)
 $(ASKS): no_graph
-no_graph: $(READY)
+no_graph: $(if $(DRY),$(READY))
 	@exit 2
 endif
 endif

@@ -8,13 +8,13 @@ __all__ = ['SCRATCH', 'DRAWS', 'NEEDS', 'Step', 'label_runs', 'pretrainings', 't
            'result_steps', 'results', 'Job', 'files', 'jobs', 'text', 'line', 'rules', 'folder_name', 'check_variants',
            'holds', 'replace', 'write_graph', 'main']
 
-# %% ../../nbs/study/02_graph.ipynb #fe21353a
+# %% ../../nbs/study/02_graph.ipynb #15887943
 import ast
 import json
 import os
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -269,13 +269,13 @@ def jobs(profile: dict, root: str | None = None, base: str | Path = '.') -> dict
                                code(notebook, base))
     return found
 
-# %% ../../nbs/study/02_graph.ipynb #5ba498d5
-def text(job: Job, profile: str, contents: Contents) -> str:
-    "The file of a job: a line for each setting. profile: path of the profile."
+# %% ../../nbs/study/02_graph.ipynb #db6d8913
+def text(job: Job, profile: str, look: Callable[[str, str], dict[str, str]]) -> str:
+    "The file of a job: a line for each setting. profile: path of the profile. look: `split_contents` of (root, split)."
     lines = [f'# profile of this study: {profile}']
     root = job.parameters.get('root')
     for split in job.splits() if root else []:
-        found = split_contents(root, split, contents)
+        found = look(root, split)
         lines += [f'# {kind} of split {split} in {root}: {digest}' for kind, digest in found.items()]
     for name, value in job.parameters.items():
         nested = isinstance(value, dict) and value
@@ -332,10 +332,13 @@ def replace(path: Path, content: str) -> None:
     if holds(path, content):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    partial.unlink(missing_ok=True)  # of a link, not what it leads to
-    partial.write_text(content, encoding='utf-8')
-    os.replace(partial, path)
+    new = path.with_name(f'{path.name}.partial')
+    try:
+        new.unlink(missing_ok=True)  # of a link, not what it leads to
+        new.write_text(content, encoding='utf-8')
+        os.replace(new, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # that of a full disk names no file
 
 
 def write_graph(path: str, root: str, makefile: str, dry: bool) -> None:
@@ -345,7 +348,8 @@ def write_graph(path: str, root: str, makefile: str, dry: bool) -> None:
     check_variants(profile, path)
     found, out = jobs(profile, folder_name(root)), f"reports/{profile['profile']}"
     contents = Contents(f"reports/.{profile['profile']}.contents.json")
-    texts = {f'{out}/{name}.yaml': text(job, path, contents) for name, job in found.items()}
+    look = cache(partial(split_contents, contents=contents))
+    texts = {f'{out}/{name}.yaml': text(job, path, look) for name, job in found.items()}
     again = [place.replace('.yaml', '.ipynb') for place, content in texts.items() if not holds(Path(place), content)]
     if not dry:
         for place, content in texts.items():
