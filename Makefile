@@ -8,7 +8,11 @@ VENV    ?= .venv
 # stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
 JOBS    ?= $(if $(filter mini,$(PROFILE)),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),1)
 
+# make 3.81, which macOS brings, takes no .SHELLFLAGS: a stage that fails would look done
+$(if $(filter 3.%,$(MAKE_VERSION)),$(error this is GNU make $(MAKE_VERSION), and 4 or newer is needed: make (Debian, \
+  Fedora), brew install make (macOS), then gmake in place of make))
 SHELL := bash
+$(if $(shell echo yes),,$(error no bash, in which the recipes are written: install bash (Debian, Fedora, Homebrew)))
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -45,6 +49,11 @@ OTHERS := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_FI
 # errors in one line, without the traceback
 SHORT  := import sys; sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr);
 
+# what set-up needs, looked for before anything is fetched
+PREREQUISITES := { command -v $(PYTHON) >/dev/null || { echo 'no $(PYTHON): install python3 and python3-venv (Debian), \
+  python3 (Fedora), python (Homebrew), or name one, as in make PYTHON=python3.12' >&2; exit 1; }; } \
+  && $(PYTHON) -I -S bnrcam/prerequisites.py $(VENV)
+
 # One batch a profile at a time: locks that live as long as make or one of its stages. And what dates do not tell:
 # products that were made from other files than today's, or damaged, or come from the future.
 GUARD  := $(or $(wildcard $(BIN)/python),$(PYTHON)) -I -S bnrcam/study/batch.py
@@ -53,6 +62,9 @@ MAKES  := $(filter reproduce readme $(OUT)/%,$(MAKECMDGOALS))
 ASKS   := $(MAKES)$(filter verify plan data,$(MAKECMDGOALS))
 ifneq ($(MAKES)$(filter verify clean,$(MAKECMDGOALS)),)
 ifeq ($(DRY)$(MAKE_RESTARTS),)
+# a Python that is too old cannot read batch.py; what is wanted besides is said by set-up
+$(if $(or $(wildcard $(BIN)/python),$(filter clean,$(MAKECMDGOALS))),,\
+  $(if $(shell $(PREREQUISITES) >/dev/null && echo yes),,$(error nothing was fetched)))
 HELD   := $(shell $(GUARD) hold $$PPID $(LOCKS) 2>&1)
 $(if $(filter held,$(HELD)),,$(error $(HELD)))
 endif
@@ -108,7 +120,7 @@ voc coco: $(READY)
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
-	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/study/[0-9]*.ipynb
+	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(wildcard nbs/*.ipynb nbs/*/[0-9]*.ipynb)
 	$(BIN)/nbdev_clean
 	@touch nbs/index.ipynb; $(MAKE) README.md
 
@@ -133,7 +145,7 @@ clean:  ## remove the products of PROFILE: reports, weights, CAMs (not the data)
 # pydensecrf2 is compiled here, by a newer Cython than the one that it names, whose C++ Python 3.13 refuses
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 $(READY): settings.ini setup.py constraints.txt
-	@$(PYTHON) -I -S bnrcam/prerequisites.py
+	@$(PREREQUISITES)
 	@echo 'Setting up $(VENV) (a few minutes, several GB with the GPU libraries)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) cython setuptools wheel

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['label_groups', 'plane_groups', 'fill_fours', 'pydensecrf', 'mean_field', 'check_image', 'check_labels', 'crf_labels',
-           'check_probabilities', 'crf_probabilities', 'write_result', 'is_whole', 'fresh_folder', 'map_images',
-           'refine_file', 'crf_folder']
+           'check_probabilities', 'crf_probabilities', 'write_result', 'is_valid', 'reads', 'files_read', 'map_record',
+           'map_images', 'write_pair', 'refine_file', 'crf_folder']
 
 # %% ../nbs/09_crf.ipynb #e3415da8
-import os, shutil
+import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import cache, partial
@@ -20,7 +20,8 @@ import numpy as np
 from .data import DataError, disk_errors, open_picture, read_image, read_mask, write_mask
 from .launch import processes, share, sum_over_processes
 from .scenes import voc_palette
-from .train import progress_bar
+from .engine.provenance import files_digest, provenance, record_digest
+from .train import progress_bar, reset_if_stale, say, say_remade
 from .workers import in_workers
 
 # %% ../nbs/09_crf.ipynb #a1131250
@@ -73,7 +74,7 @@ def mean_field(image: np.ndarray, unary: np.ndarray, sizes: list[int], iteration
 
 # %% ../nbs/09_crf.ipynb #9759c918
 def check_image(image: np.ndarray, shape: tuple[int, ...], iterations: int) -> np.ndarray:
-    """The image as a contiguous array; ValueError unless (H, W, 3) uint8 of the given (H, W), and iterations >= 0."""
+    """The image as a contiguous array that can be written to, as pydensecrf asks; ValueError unless (H, W, 3) uint8 of the given (H, W), and iterations >= 0."""
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'the CRF needs an RGB image as (H, W, 3) uint8, not {image.shape} {image.dtype}')
@@ -81,7 +82,7 @@ def check_image(image: np.ndarray, shape: tuple[int, ...], iterations: int) -> n
         raise ValueError(f'the image is {image.shape[:2]}, the labels are {tuple(shape)}: make them equal')
     if not image.size: raise ValueError(f'the image is empty: {image.shape}')
     if iterations < 0: raise ValueError(f'iterations must be 0 or more, not {iterations}')
-    return np.ascontiguousarray(image)
+    return np.require(image, requirements=['C', 'W'])
 
 def check_labels(labels: np.ndarray, num_labels: int) -> np.ndarray:
     """The labels as an array; ValueError unless (H, W) integers in 0..num_labels-1, and 2 <= num_labels <= 256."""
@@ -140,58 +141,79 @@ def crf_probabilities(image: np.ndarray, probs: np.ndarray, iterations: int = 1,
     return refined
 
 # %% ../nbs/09_crf.ipynb #838edf21
-def write_result(function: Callable[[str], np.ndarray], folder: Path, name: str) -> None:
-    """Write folder/NAME.png from function(NAME), (H, W) uint8, whole or not at all; a ValueError becomes DataError."""
+def write_result(function: Callable[[str], np.ndarray], folder: Path, name: str, provenance: str = '') -> None:
+    """Write folder/NAME.png from function(NAME), (H, W) uint8, whole or not at all, with a digest of what it was made
+    from. A ValueError becomes DataError."""
     unfinished = folder / f'.{name}.part.png'  # a fixed name, so that a later run replaces what a killed one left
     try:
         labels = function(name)
         with disk_errors(folder / f'{name}.png'):
-            write_mask(unfinished, labels, voc_palette())
+            write_mask(unfinished, labels, voc_palette(), provenance)
             os.replace(unfinished, folder / f'{name}.png')
     except DataError: raise
     except ValueError as error: raise DataError(f'{name}: {error}') from error
 
-def is_whole(path: Path) -> bool:
-    """Whether the PNG is there and its checksums fit; a damaged one is named."""
+def is_valid(path: Path, provenance: str = '') -> bool:
+    """Whether the PNG is there, its checksums fit, and it says this provenance; a damaged one is named."""
     try:
-        with open_picture(path, 'label map'): return True
+        with open_picture(path, 'label map') as image: return image.info.get('provenance', '') == provenance
     except DataError:
         if path.is_file(): print(f'{path}: damaged, it is made again')
         return False
 
 # %% ../nbs/09_crf.ipynb #8f4f8f0f
-def fresh_folder(folder: str | Path, made_by: str) -> Path:
-    "`folder`, emptied unless its file `made_by.txt` says just this: what makes the files, in words of the caller."
-    folder = Path(folder)
-    stamp = folder / 'made_by.txt'
-    with processes().main_process_first():  # which leaves the others nothing to do
-        if not stamp.is_file() or stamp.read_bytes() != made_by.encode():
-            with disk_errors(folder):
-                if folder.exists():
-                    shutil.rmtree(folder)
-                folder.mkdir(parents=True)
-                stamp.write_bytes(made_by.encode())
-    return folder
+def reads(files: Callable[..., list[Path]]) -> Callable:
+    """Decorator for a function of `map_images`: files(*arguments), called with the same arguments, are the files that it
+    reads. Where one of them changes, the map is made again."""
+    def mark(function: Callable) -> Callable:
+        function.reads = files
+        return function
+    return mark
+
+def files_read(function: Callable, name: str) -> list[Path] | None:
+    """The files that function(name) says it reads, or that a functools.partial of it does; None if it does not say."""
+    if isinstance(function, partial) and hasattr(function.func, 'reads'):
+        return function.func.reads(*function.args, name, **function.keywords)
+    return function.reads(name) if hasattr(function, 'reads') else None
+
+def map_record(function: Callable) -> dict:
+    """Provenance of the maps of a function. Of one that says what it reads, the paths among its arguments do not count,
+    the files do: a data set may move."""
+    if isinstance(function, partial) and hasattr(function.func, 'reads'):
+        is_path = lambda value: isinstance(value, Path) or isinstance(value, str) and '/' in value
+        function = partial(function.func, *('a path' if is_path(value) else value for value in function.args),
+                           **function.keywords)
+    return provenance('bnrcam.crf', function=function)
 
 # %% ../nbs/09_crf.ipynb #eed42cf5
 def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], folder: str | Path,
                workers: int | None = None) -> int:
     """Write folder/NAME.png for each name from function(name) -> (H, W) uint8 labels; returns how many were written.
 
-    Names whose PNG is there, undamaged, are skipped; `fresh_folder` sees to it that they were made the same way. workers: of each
-    process that a launcher started (they share the names), default one a core; with 1 the work is done here. With more,
-    the function must be importable (one of a module, or functools.partial of it), and a script must call this under
-    `if __name__ == '__main__':`. The first error stops the run; what was written stays."""
-    folder = Path(folder)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    todo = [name for name in share(list(dict.fromkeys(names))) if not is_whole(folder / f'{name}.png')]
+    Names whose PNG is there, undamaged, made by the same function from the same files are left alone. A function counts
+    with all that it holds, and the files are those that it `reads`; of one that does not say, a line warns. workers: of
+    each process that a launcher started (they share the names), default one a core; with 1 the work is done here. With
+    more, the function must be importable (one of a module, or functools.partial of it), and a script must call this
+    under `if __name__ == '__main__':`. The first error stops the run; what was written stays."""
+    record = map_record(function)
+    folder, names = reset_if_stale(folder, record, '.png'), share(list(dict.fromkeys(names)))
+    pairs = [(name, record_digest(record, files_digest(files_read(function, name) or []))) for name in names]
+    todo = [(name, digest) for name, digest in pairs if not is_valid(folder / f'{name}.png', digest)]
+    say_remade(folder, [name for name, _ in todo if (folder / f'{name}.png').is_file()])
+    if len(todo) < len(names) and files_read(function, names[0]) is None:
+        say(f'{folder}: {len(names) - len(todo)} files are kept; the function does not say which files it reads '
+            '(`bnrcam.crf.reads`), so a change in them is not seen')
     workers = min(workers or -(-os.cpu_count() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))), len(todo))
-    with closing(in_workers(partial(write_result, function, folder), todo, workers, 'bnrcam.crf')) as results:
+    with closing(in_workers(partial(write_pair, function, folder), todo, workers, 'bnrcam.crf')) as results:
         for _ in progress_bar(results, total=len(todo), desc=folder.name, unit='image'): pass
     return int(sum_over_processes(np.array(len(todo))))  # which is also where the processes wait for each other
 
+def write_pair(function: Callable[[str], np.ndarray], folder: Path, pair: tuple[str, str]) -> None:
+    """`write_result` of a name and a digest."""
+    write_result(function, folder, *pair)
+
 # %% ../nbs/09_crf.ipynb #935a3cd8
+@reads(lambda images, labels, num_labels, name: [images / f'{name}.jpg', labels / f'{name}.png'])
 def refine_file(images: Path, labels: Path, num_labels: int, name: str) -> np.ndarray:
     """crf_labels of images/NAME.jpg and labels/NAME.png; DataError if one is missing, damaged or of another size."""
     image = read_image(images / f'{name}.jpg')
@@ -203,4 +225,5 @@ def crf_folder(images: str | Path, labels: str | Path, folder: str | Path, num_l
     images, labels = Path(images), Path(labels)
     names = sorted(path.stem for path in labels.glob('*.png') if not path.name.startswith('.'))
     if not names: raise DataError(f'{labels}: no label maps (*.png) here')
+    if labels.resolve() == Path(folder).resolve(): raise DataError(f'{labels}: would be overwritten; give another folder')
     return map_images(partial(refine_file, images, labels, num_labels), names, folder, workers)

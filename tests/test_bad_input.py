@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 
-from bnrcam.conformer import WeightsError, load_weights
+from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.data import DataError, VOCFolder, read_image
 from bnrcam.evaluate import evaluate_seeds
 from bnrcam.scenes import SCENE_CLASSES
@@ -250,4 +250,4 @@ def test_network_that_diverged(folder, net, tmp_path):
     with pytest.raises(DataError) as error:
         infer_seeds(net, VOCFolder(folder, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=SCALES)
     one_line(error, 'not finite')
-    assert not list((tmp_path / 'cams').glob('*'))
+    assert not list((tmp_path / 'cams').glob('*.safetensors'))

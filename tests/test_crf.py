@@ -190,7 +190,7 @@ def test_map_images_goes_on(tmp_path):
     (tmp_path / '2.png').unlink()
     assert map_images(constant, ['1', '2', '3'], tmp_path, workers=1) == 1 and same_files(tmp_path) == before
     assert map_images(constant, ['1', '2', '3'], tmp_path) == 0
-    assert (np.array(Image.open(tmp_path / '3.png')) == 3).all() and sorted(before) == ['1.png', '2.png', '3.png']
+    assert (np.array(Image.open(tmp_path / '3.png')) == 3).all() and sorted(before) == ['1.png', '2.png', '3.png', 'provenance.json']
 
 
 @pytest.mark.parametrize('workers', [1, 2])

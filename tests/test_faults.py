@@ -24,9 +24,9 @@ import torch
 import yaml
 from PIL import Image
 
-from bnrcam.conformer import WeightsError, load_weights
-from bnrcam.crf import fresh_folder, map_images
+from bnrcam.crf import map_images, write_result
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
+from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.figures import save_figure
 from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
                            write_slider, write_table)
@@ -36,7 +36,7 @@ from bnrcam.study import batch
 from bnrcam.study.graph import jobs
 from bnrcam.study.profile import read_profile
 from bnrcam.submit import write_submission
-from bnrcam.train import code_digest, fit, save_tensors
+from bnrcam.train import code_digest, fit, read_record, reset_if_stale, save_tensors
 from test_batch import TINY, environment, new_repo
 
 matplotlib.use('Agg')
@@ -451,7 +451,7 @@ def slider(path):
 FRAME = pd.DataFrame({'a': ['b' * 3000]})
 WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones(999)}),
            'cam.safetensors': lambda path: write_cams(path, CAMs(torch.tensor([0]), (64, 64), [torch.ones(1, 40, 40)]), 'a test'),
-           'a.png': lambda path: map_images(noise, ['a'], path.parent, 1),
+           'a.png': lambda path: write_result(noise, path.parent, 'a'),
            'seeds.json': lambda path: write_json(path, {'a': [*range(999)]}),
            'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', {}),
            'figure1.png': lambda path: save_figure(curve(), path.parent, 'figure1'),
@@ -500,12 +500,12 @@ def train(folder, epochs=3, room=None):
 
     def loss(net, batch):
         loss.calls += 1
-        if room is not None and loss.calls == 5:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        if loss.room is not None and loss.calls == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (loss.room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return {'loss': net(batch).square().mean()}
-    loss.calls = 0
+    loss.calls, loss.room = 0, room  # no variables that it holds: those would be part of its provenance
     with full_disk(10**9):
-        fit(net, Numbers(), loss, torch.optim.AdamW(net.parameters()), folder, epochs=epochs, batch_size=2, seed=0, run={})
+        fit(net, Numbers(), loss, torch.optim.AdamW(net.parameters()), folder, epochs=epochs, batch_size=2, seed=0)
     return loss.calls
 
 
@@ -586,11 +586,14 @@ def test_damaged_labels_and_predictions(tmp_path, capsys):
 
 def test_stamp_of_a_label_folder(tmp_path):
     "What cannot be emptied does not pass as new; a damaged stamp empties."
-    out = fresh_folder(tmp_path / 'labels', 'one')
-    for stamp in (b'', b'on', b'\xff\xfe'):
+    out = reset_if_stale(tmp_path / 'labels', {'is': 'one'}, '.png')
+    for stamp in (b'', b'{"is', b'\xff\xfe', b'[1]', b'[' * 200_000):
         (out / 'a.png').touch()
-        (out / 'made_by.txt').write_bytes(stamp)
-        assert [path.name for path in fresh_folder(out, 'one').iterdir()] == ['made_by.txt']
+        (out / 'provenance.json').write_bytes(stamp)
+        assert [path.name for path in reset_if_stale(out, {'is': 'one'}, '.png').iterdir()] == ['provenance.json']
+    (out / 'provenance.json').unlink()
+    os.mkfifo(out / 'provenance.json')
+    assert reset_if_stale(out, {'is': 'one'}, '.png') == out and read_record(out) == {'is': 'one'}
 
 
 # reports
@@ -616,5 +619,5 @@ def test_verify_knows_the_profile_of_today(tmp_path):
 
 def test_code_of_a_record_is_that_of_the_import(monkeypatch):
     "Whatever was edited since the stage began: it does not run."
-    monkeypatch.setattr('bnrcam.train.files', None)
+    monkeypatch.setattr(Path, 'read_text', None)
     assert len(code_digest()) == 12

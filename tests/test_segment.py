@@ -174,8 +174,8 @@ def test_other_weights_throw_the_predictions_away(scenes, tmp_path):
     names = data(scenes, 'val').names
     out = infer_segments(small(), scenes, names, tmp_path, scales=[1.], workers=1)
     for path in out.glob('plain/*.png'): Image.new('L', (3, 3)).save(path)
-    infer_segments(small(bn_momentum=.1), scenes, names, tmp_path, scales=[1.], workers=1)
-    assert {Image.open(path).size for path in out.glob('plain/*.png')} == {(3, 3)}  # the same weights: left alone
+    infer_segments(small(), scenes, names, tmp_path, scales=[1.], workers=1)
+    assert all(read_mask(path, 7).shape > (3, 3) for path in out.glob('plain/*.png'))  # they do not say what made them
     other = small()
     torch.nn.init.ones_(other.cls_conv.bias)
     infer_segments(other, scenes, names, tmp_path, scales=[1.], workers=1)

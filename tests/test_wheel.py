@@ -47,7 +47,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = {name for name in names if name.split('/')[0].endswith('.dist-info')}
-    assert names - info == {f'bnrcam/{path.name}' for path in (ROOT / 'bnrcam').glob('*.py')}
+    assert names - info == {str(path.relative_to(ROOT)) for path in (ROOT / 'bnrcam').rglob('*.py')}
     assert any(name.endswith('licenses/LICENSE') for name in info)
     assert wheel.name.endswith('-py3-none-any.whl') and wheel.stat().st_size < 1e6
 
