@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .cam import head_rows, refine, strips
-from .conformer import Attention, Conformer, without_batch_norm
+from .conformer import Attention, CAMConformer, without_batch_norm
 from .data import DataError, VOCFolder, to_input
 from .launch import processes, share
 from .train import code_digest, load_tensors, model_digest, progress_bar, save_tensors
@@ -41,7 +41,7 @@ class SummedAttention(Attention):
 class Refiner(nn.Module):
     """M*, (B, S, h, w), of images (B, 3, H, W), by a copy of `model` for inference; equal to
     `refine(output.cam, output.queries, output.keys)` to rounding."""
-    def __init__(self, model: Conformer):
+    def __init__(self, model: CAMConformer):
         super().__init__()
         self.model = without_batch_norm(model)
         self.layers = [layer for layer in self.model.modules() if isinstance(layer, Attention)]
@@ -59,11 +59,11 @@ class Refiner(nn.Module):
 
 def refiner(model: nn.Module) -> Callable[[Tensor], Tensor]:
     "images -> M* by a `Refiner`, or by `refine` for another network than the Conformer."
-    if isinstance(model, Conformer):
+    if isinstance(model, CAMConformer):
         return Refiner(model)
     def refined(images):
         output = model(images)
-        return refine(output.cam, output.queries, output.keys)
+        return refine(output.cam, output.queries, output.keys, output.prefix_tokens)
     return refined
 
 # %% ../nbs/07_seeds.ipynb #aa722436
