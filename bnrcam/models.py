@@ -149,8 +149,8 @@ class CAMTransformer(nn.Module):
         tokens, calls = self.patch_tokens(images)
         cam = self.head(tokens)
         queries, keys = [call.query for call in calls], [call.key for call in calls]
-        prefix_tokens = queries[0].shape[2] - cam.shape[-2] * cam.shape[-1]
-        return CAMOutput(cam, torch.zeros_like(cam[..., 0, 0]), queries, keys, prefix_tokens)
+        return CAMOutput(cam, torch.zeros_like(cam[..., 0, 0]), queries, keys,
+                         self.body.num_prefix_tokens)
 
 # %% ../nbs/03_models.ipynb #d7b0c5a4
 def attention_fault(body: nn.Module, tokens: Tensor, calls: Sequence[Multiplied]) -> str:
@@ -160,9 +160,8 @@ def attention_fault(body: nn.Module, tokens: Tensor, calls: Sequence[Multiplied]
         return 'no attention between tokens was seen'
     if len(calls) != len(body.blocks):
         return f'{len(calls)} attentions in {len(body.blocks)} blocks'
-    prefix = calls[0].key.shape[2] - patches
-    shape = (*calls[0].query.shape[:2], prefix + patches)
-    if prefix < 0 or not all(part.shape[:3] == shape for call in calls for part in call[:3]):
+    shape = (*calls[0].query.shape[:2], body.num_prefix_tokens + patches)
+    if not all(part.shape[:3] == shape for call in calls for part in call[:3]):
         return f'its attention is not between all {patches} patches'
     if not all(call.plain for call in calls):
         return 'it adds a bias to its attention'
