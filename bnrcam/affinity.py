@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['CELL', 'RADIUS', 'HEADS', 'pair_radius', 'pair_offsets', 'pair_views', 'pair_affinities', 'AffinityNet',
            'transition_matrix', 'normalise_rows', 'random_walk', 'combine_labels', 'read_seed', 'seed_labels',
-           'crf_seed', 'affinity_labels', 'affinity_losses', 'AffinityData', 'train_affinity', 'Walked', 'pad_to_cells',
-           'walk_by_affinity', 'attention_walk', 'walk_by_attention', 'infer_walks', 'read_walked', 'walked_labels',
-           'seen_image', 'pseudo_label']
+           'seed_files', 'crf_seed', 'affinity_labels', 'affinity_losses', 'AffinityData', 'train_affinity', 'Walked',
+           'pad_to_cells', 'walk_by_affinity', 'attention_walk', 'walk_by_attention', 'infer_walks', 'write_walked',
+           'read_walked', 'walked_labels', 'seen_image', 'label_files', 'pseudo_label']
 
 # %% ../nbs/10_affinity.ipynb #407fda3b
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,13 +24,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .cam import refine
-from .crf import crf_labels
+from .crf import crf_labels, reads
 from .data import (IGNORE, MEAN, STD, DataError, VOCFolder, as_image, as_mask, read_image, read_labels, read_mask,
                          to_input)
 from .launch import global_mean, processes, share
 from .resnet38 import ResNet38, parameter_groups
-from .seeds import CAMs, read_cams, seed_scores
-from .train import code_digest, fit, load_tensors, model_digest, poly, progress_bar, save_tensors
+from .engine.provenance import files_digest, provenance, record_digest, text_digest
+from .seeds import CAMs, is_made_from, read_cams, seed_scores
+from .train import fit, load_tensors, poly, progress_bar, reset_if_stale, save_tensors, say_remade
 
 CELL, RADIUS = 8, 5  # pixels a cell; cells
 
@@ -170,6 +170,13 @@ def seed_labels(cams: CAMs, background: float) -> np.ndarray:
     return np.where(scores.max(0) > np.float32(background), top, 0).astype(np.uint8)
 
 
+def seed_files(root: str | Path, store: str | Path, name: str) -> list[Path]:
+    "The files that `read_seed` reads."
+    return [Path(root, 'JPEGImages', f'{name}.jpg'), Path(root, 'Annotations', f'{name}.xml'),
+            Path(store, f'{name}.safetensors')]
+
+
+@reads(lambda root, classes, store, background, name: seed_files(root, store, name))
 def crf_seed(root: str | Path, classes: Sequence[str], store: str | Path, background: float, name: str) -> np.ndarray:
     "CRF labels (H, W) uint8 of the seed of `name` at a background score; a function for `bnrcam.crf.map_images`."
     image, cams = read_seed(root, classes, store, name)
@@ -222,10 +229,8 @@ class AffinityData(Dataset):
 
     def fingerprint(self) -> str:
         "12 hex digits of the images, the label maps, the crop and its padding."
-        digest = hashlib.sha256(f'{self.dataset.fingerprint()} {self.crop} {self.padding_label}'.encode())
-        for name in self.dataset.names:
-            for folder in (self.low, self.high): digest.update((folder / f'{name}.png').read_bytes())
-        return digest.hexdigest()[:12]
+        maps = [folder / f'{name}.png' for name in self.dataset.names for folder in (self.low, self.high)]
+        return text_digest(self.dataset.fingerprint(), f'{self.crop} {self.padding_label}', files_digest(maps))
 
 # %% ../nbs/10_affinity.ipynb #fd273fc6
 def train_affinity(model: AffinityNet, dataset: AffinityData, folder: str | Path, *, epochs: int, batch_size: int,
@@ -235,7 +240,7 @@ def train_affinity(model: AffinityNet, dataset: AffinityData, folder: str | Path
 
     momentum: 5e-4, because the reference hands its weight decay to SGD as third argument, which is the momentum."""
     optimizer = torch.optim.SGD(parameter_groups(model.named_parameters(), HEADS, lr, weight_decay), lr, momentum)
-    run = {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum, 'data': dataset.fingerprint()}
+    run = {'lr': lr, 'weight_decay': weight_decay, 'momentum': momentum}
     loss = lambda net, batch: affinity_losses(pair_affinities(net(batch['image'])), batch['labels'])
     return fit(model, dataset, loss, optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed, run=run,
                schedule=poly, precision=precision, workers=workers)
@@ -294,24 +299,30 @@ def infer_walks(walk: Callable[..., Walked], model: nn.Module, dataset: VOCFolde
                 folder: str | Path, **parameters: float) -> Path:
     """Write `folder/NAME.safetensors` with walk(model, image, seed, **parameters) of every image; returns the folder.
 
-    walk: `walk_by_affinity` or `walk_by_attention`. Images whose file is there already, made from the same seeds by the
-    same weights, parameters and code, are left alone: a stopped run goes on. DataError names the image."""
-    state, folder = processes(), Path(folder)
-    maker = f'{walk.__name__} {parameters} {model_digest(model)} {code_digest()}'
+    walk: `walk_by_affinity` or `walk_by_attention`. Images whose file is there already, made from the same photograph,
+    labels and seed by the same network, parameters and code, are left alone: a stopped run goes on. DataError names the
+    image."""
+    state = processes()
+    record = provenance('bnrcam.affinity', walk=walk, network=model, classes=dataset.classes, **parameters)
+    folder, names = reset_if_stale(folder, record, '.safetensors'), share(dataset.names)
+    digests = {name: record_digest(record, files_digest(seed_files(dataset.root, store, name))) for name in names}
+    todo = [name for name in names if not is_made_from(folder / f'{name}.safetensors', digests[name])]
+    say_remade(folder, [name for name in todo if Path(folder, f'{name}.safetensors').is_file()])
     model = model.to(state.device).eval()
-    for name in progress_bar(share(dataset.names), unit='image', desc='walk'):
-        seed, path = Path(store, f'{name}.safetensors'), folder / f'{name}.safetensors'
-        made_by = f'{maker} {sorted(load_tensors(seed)[1].items())}'
-        if path.is_file() and load_tensors(path)[1].get('walk', {}).get('made_by') == made_by:
-            continue
-        image, cams = read_seed(dataset.root, dataset.classes, store, name)
-        try: walked = walk(model, image, cams, **parameters)
+    for name in progress_bar(todo, unit='image', desc='walk'):
+        try: walked = walk(model, *read_seed(dataset.root, dataset.classes, store, name), **parameters)
         except DataError as error: raise DataError(f'{name}: {error}') from None
-        # one entry of metadata: the order of several differs from file to file
-        save_tensors(path, {'classes': walked.classes, 'scores': walked.scores},
-                     walk={'size': walked.size, 'covers': walked.covers, 'made_by': made_by})
+        write_walked(folder / f'{name}.safetensors', walked, digests[name])
     state.wait_for_everyone()
     return folder
+
+
+def write_walked(path: Path, walked: Walked, provenance: str) -> None:
+    "Store `walked` with a digest of what it was made from; in one step. DataError if a score is not finite."
+    if not walked.scores.isfinite().all():
+        raise DataError(f'{path}: a walked score is not finite; has the training diverged?')
+    save_tensors(path, {'classes': walked.classes, 'scores': walked.scores},
+                 walk={'size': walked.size, 'covers': walked.covers}, provenance=provenance)
 
 # %% ../nbs/10_affinity.ipynb #f024abe7
 def read_walked(path: Path) -> Walked:
@@ -342,6 +353,13 @@ def seen_image(image: Image.Image, covers: tuple[int, int]) -> np.ndarray:
     return ((padded * np.float32(STD) + np.float32(MEAN)) * 255).clip(0, 255).astype(np.uint8)
 
 
+def label_files(root: str | Path, num_labels: int, folder: str | Path, background: float, crf: bool, name: str) -> list[Path]:
+    "The files that `pseudo_label` reads."
+    photograph = [Path(root, 'JPEGImages', f'{name}.jpg')] if crf else []
+    return [Path(folder, f'{name}.safetensors'), *photograph]
+
+
+@reads(label_files)
 def pseudo_label(root: str | Path, num_labels: int, folder: str | Path, background: float, crf: bool,
                  name: str) -> np.ndarray:
     "Pseudo-label (H, W) uint8 of `name` from the walked seeds in `folder`; a function for `bnrcam.crf.map_images`."

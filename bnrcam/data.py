@@ -8,7 +8,6 @@ __all__ = ['VOC_CLASSES', 'IGNORE', 'PICTURES', 'MEAN', 'STD', 'DataError', 'dis
            'to_input']
 
 # %% ../nbs/02_data.ipynb #7efd1071
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,11 @@ import numpy as np
 import torch
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from .engine.provenance import files_digest, text_digest
 
 # %% ../nbs/02_data.ipynb #02b3e024
 class DataError(ValueError):
@@ -106,9 +107,13 @@ def read_labels(path: str | Path, classes: Sequence[str]) -> Tensor:
     if not Path(path).is_file():
         raise DataError(f'{path}: no such annotation; every image needs one')
     try:
-        objects = parse(path, forbid_dtd=True).getroot().findall('object')
+        root = parse(path, forbid_dtd=True).getroot()
     except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # the last two: an encoding
         raise DataError(f'{path}: no plain XML ({error}); fetch it again') from None
+    objects = root.findall('object')
+    alike = [item for item in root.iter() if item.tag.rpartition('}')[2].lower() == 'object']
+    if len(alike) != len(objects):
+        raise DataError(f'{path}: an object that is not <annotation><object> as in VOC; give its tags that form')
     names = {item.findtext('name', '').strip() for item in objects}
     if unknown := sorted(names - set(classes)):
         raise DataError(f"{path}: unknown class {unknown[0]!r}; the profile's classes are {', '.join(classes)}")
@@ -131,11 +136,14 @@ def read_mask(path: str | Path, num_classes: int, size: tuple[int, int] | None =
     return mask
 
 
-def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray) -> None:
-    "Write (H, W) uint8 class indices as a palette PNG; `palette` is (256, 3) uint8, as `bnrcam.scenes.voc_palette()`."
-    image = Image.fromarray(mask)
+def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray, provenance: str = '') -> None:
+    """Write (H, W) uint8 class indices as a palette PNG; `palette` is (256, 3) uint8, as `bnrcam.scenes.voc_palette()`.
+
+    provenance: a digest of what it was made from, which goes with it as a text of that name."""
+    image, text = Image.fromarray(mask), PngImagePlugin.PngInfo()
     image.putpalette(palette.tobytes())
-    image.save(path)
+    if provenance: text.add_text('provenance', provenance)
+    image.save(path, pnginfo=text)
 
 # %% ../nbs/02_data.ipynb #38312a17
 # torchvision costs as long to import as PyTorch, so only those who look at images pay for it
@@ -195,12 +203,10 @@ class VOCFolder(Dataset):
         return self.transform(item) if self.transform else item
 
     def fingerprint(self) -> str:
-        "12 hex digits of the names, labels and file sizes: tells two states of a folder apart."
-        digest = hashlib.sha256()
-        for name, labels in zip(self.names, self.labels):
-            files = [path.stat().st_size for path in (self.image_path(name), self.mask_path(name)) if path.is_file()]
-            digest.update(f'{name} {labels.tolist()} {files}\n'.encode())
-        return digest.hexdigest()[:12]
+        "12 hex digits of the names, the labels, and the contents of the photographs and, with `masks`, of the masks."
+        kinds = [self.image_path, self.mask_path][:1 + self.masks]
+        labels = [f'{name} {labels.tolist()}' for name, labels in zip(self.names, self.labels)]
+        return text_digest(*labels, *(files_digest(map(path, self.names)) for path in kinds))
 
 # %% ../nbs/02_data.ipynb #dfe06b28
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the published weights expect

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'confusion_matrix', 'iou', 'union_pixels', 'score_histogram', 'curve_confusions', 'activation_sums',
-           'error_shares', 'evaluate_seeds', 'class_scores', 'summarise', 'evaluate_labels', 'trivial_predictions',
-           'evaluate_trivial']
+           'error_shares', 'scored_indices', 'percent', 'evaluate_seeds', 'class_scores', 'summarise',
+           'evaluate_labels', 'trivial_predictions', 'evaluate_trivial']
 
 # %% ../nbs/08_evaluate.ipynb #760117e8
 from collections.abc import Iterable, Sequence
@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .data import IGNORE, VOCFolder, read_mask
+from .data import IGNORE, DataError, VOCFolder, read_mask
 from .launch import share, sum_over_processes
 from .seeds import read_cams, seed_scores
-from .train import progress_bar
+from .train import progress_bar, say
 
 THRESHOLDS = np.arange(60) / 100
 
@@ -93,6 +93,20 @@ def error_shares(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (confusion.sum(0) - hits) / union, (confusion.sum(1) - hits) / union
 
 # %% ../nbs/08_evaluate.ipynb #95cdd8f3
+def scored_indices(names: Sequence[str], scored: Sequence[str] | None) -> list[int]:
+    "Where the scored classes (all unless given) stand in `names`; DataError for one that is not there."
+    for name in scored or names:
+        if name not in names:
+            raise DataError(f"scored class '{name}' is none of {', '.join(names)}: mend the list of scored classes")
+    return [names.index(name) for name in scored or names]
+
+
+def percent(shares: np.ndarray) -> float | None:
+    "Mean of shares in [0, 1] in percent, NaN left out; None if nothing else is there."
+    shares = shares[~np.isnan(shares)]
+    return 100 * float(shares.mean()) if len(shares) else None
+
+
 def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str] | None = None) -> dict:
     """Score the CAM store `folder` on the true masks of `dataset`. Plain values, ready for JSON, percent for all shares:
 
@@ -101,6 +115,7 @@ def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str]
     background_share; fp_share, fn_share: mean over the scored foreground. confusion: at the best. images: their number.
     Several processes share the images; each gets the same result, to the last bit that of one process."""
     names, count = ('background', *dataset.classes), len(dataset.names)
+    scored_indices(names, scored)
     histogram = np.zeros((len(names), len(names), len(THRESHOLDS) + 1), np.int64)
     activations = np.zeros((count, 2))  # one row an image: added up in their order, whoever computed them
     for i in progress_bar(share(range(count)), unit='image', desc='evaluate'):
@@ -117,30 +132,33 @@ def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str]
 def class_scores(confusion: np.ndarray, names: Sequence[str], scored: Sequence[str] | None = None) -> dict:
     """Numbers of one confusion matrix (C, C), percent: `miou` over the `scored` classes (all unless given), `iou` by
     class, `absent`, `fp_share` and `fn_share` over the scored foreground, and `confusion`, as plain values."""
-    scored = list(scored or names)
-    picked = [names.index(name) for name in scored]
+    picked, scored = scored_indices(names, scored), list(scored or names)
     classes, (fp, fn) = iou(confusion), error_shares(confusion)
     foreground = [i for i in picked if i]
-    return {'miou': 100 * float(np.nanmean(classes[picked])), 'scored': scored,
-            'iou': {name: None if np.isnan(value) else 100 * float(value) for name, value in zip(names, classes)},
+    return {'miou': percent(classes[picked]), 'scored': scored,
+            'iou': {name: percent(value[None]) for name, value in zip(names, classes)},
             'absent': [name for name in scored if np.isnan(classes[names.index(name)])],
-            'fp_share': 100 * float(np.nanmean(fp[foreground])), 'fn_share': 100 * float(np.nanmean(fn[foreground])),
+            'fp_share': percent(fp[foreground]), 'fn_share': percent(fn[foreground]),
             'confusion': confusion.tolist()}
 
 
 def summarise(confusions: np.ndarray, names: Sequence[str], scored: Sequence[str] | None = None) -> dict:
-    "Curve, best threshold and its per-class numbers, from confusion matrices (T, C, C); keys as in `evaluate_seeds`."
-    picked = [names.index(name) for name in scored or names]
-    curve = np.nanmean(iou(confusions)[:, picked], 1)
-    best = int(curve.argmax())
-    return class_scores(confusions[best], names, scored) | {
-        'thresholds': THRESHOLDS.tolist(), 'miou': (100 * curve).tolist(), 'best_threshold': float(THRESHOLDS[best]),
-        'best_miou': 100 * float(curve[best])}
+    """Curve, best threshold and its per-class numbers, from confusion matrices (T, C, C); keys as in `evaluate_seeds`.
+
+    None where no scored class is in any mask. A line says so if the best threshold is the last."""
+    curve = [percent(classes) for classes in iou(confusions)[:, scored_indices(names, scored)]]
+    best = None if None in curve else int(np.argmax(curve))
+    if best == len(curve) - 1:
+        say(f'the best threshold, {THRESHOLDS[best]}, is the last of those tried: a better one may lie beyond')
+    return class_scores(confusions[best or 0], names, scored) | {
+        'thresholds': THRESHOLDS.tolist(), 'miou': curve, 'best_threshold': None if best is None else float(THRESHOLDS[best]),
+        'best_miou': None if best is None else curve[best]}
 
 
 def evaluate_labels(dataset: VOCFolder, folder: str | Path, scored: Sequence[str] | None = None) -> dict:
     "`class_scores` of the label maps `folder/NAME.png` on the true masks of `dataset`; DataError if one is missing."
     names = ('background', *dataset.classes)
+    scored_indices(names, scored)
     counts = np.zeros((len(names), len(names)), np.int64)
     for name in progress_bar(share(dataset.names), unit='image', desc='evaluate'):
         truth = dataset.mask(name)
@@ -162,6 +180,7 @@ def trivial_predictions(shape: tuple[int, int], classes: np.ndarray) -> dict[str
 def evaluate_trivial(dataset: VOCFolder, scored: Sequence[str] | None = None) -> dict[str, float]:
     "mIoU (percent) of the three trivial predictors on `dataset`."
     names, total = ('background', *dataset.classes), {}
+    scored_indices(names, scored)
     for name, labels in zip(dataset.names, dataset.labels):
         truth = dataset.mask(name)
         for key, prediction in trivial_predictions(truth.shape, labels.nonzero().flatten().numpy() + 1).items():

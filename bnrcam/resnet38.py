@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .conformer import WeightsError, fill_weights, init_weights, read_weights
-from .train import fit, warmup_cosine
+from .losses import multilabel_loss
+from .train import fit, say_unlabelled, warmup_cosine
 
 # %% ../nbs/10_resnet38.ipynb #8ce5d017
 class ResBlock(nn.Module):
@@ -220,7 +221,8 @@ class ResNet38Classifier(ResNet38):
 def train_trunk(model: ResNet38Classifier, dataset: Dataset, folder: str | Path, *, epochs: int, lr: float, batch_size: int,
                 seed: int, weight_decay: float = 0.05, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     "`fit` for the image-level labels of `dataset` (a `VOCFolder`): multi-label soft margin loss, AdamW, half a cosine."
-    run = {'lr': lr, 'weight_decay': weight_decay, 'data': dataset.fingerprint(), 'transform': repr(dataset.transform)}
-    loss = lambda net, batch: {'loss': F.multilabel_soft_margin_loss(net(batch['image']), batch['labels'])}
-    return fit(model, dataset, loss, torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay), folder, epochs=epochs,
-               batch_size=batch_size, seed=seed, run=run, schedule=warmup_cosine, precision=precision, workers=workers)
+    say_unlabelled(dataset)
+    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
+    loss = lambda net, batch: {'loss': multilabel_loss(net(batch['image']), batch['labels'])}
+    return fit(model, dataset, loss, optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed,
+               run={'lr': lr, 'weight_decay': weight_decay}, schedule=warmup_cosine, precision=precision, workers=workers)

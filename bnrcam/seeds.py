@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'PRECISIONS', 'SummedAttention', 'Refiner', 'refiner', 'GraphCAM', 'Views', 'mirrored_cam', 'CAMs',
-           'write_cams', 'read_cams', 'seed_scores', 'infer_seeds']
+           'write_cams', 'read_cams', 'seed_scores', 'is_made_from', 'cams_of_batch', 'infer_seeds']
 
 # %% ../nbs/07_seeds.ipynb #6da788a4
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from .cam import head_rows, refine, strips
 from .conformer import Attention, CAMConformer, without_batch_norm
 from .data import DataError, VOCFolder, to_input
 from .launch import processes, share
-from .train import code_digest, load_tensors, model_digest, progress_bar, save_tensors
+from .engine.provenance import content_digest, provenance, record_digest
+from .train import load_tensors, progress_bar, reset_if_stale, save_tensors, say_remade, say_unlabelled
 
 SCALES = (256, 512, 768)
 
@@ -109,14 +111,14 @@ class CAMs(NamedTuple):
     maps: list[Tensor]
 
 
-def write_cams(path: Path, cams: CAMs, made_by: str) -> None:
-    "Store `cams` in half precision, with the digest of what made them; in one step. DataError if a value does not fit."
+def write_cams(path: Path, cams: CAMs, provenance: str) -> None:
+    "Store `cams` in half precision, with a digest of what they were made from; in one step. DataError if a value does not fit."
     means = torch.stack([m.mean((1, 2)) for m in cams.maps])
     half = [(m - mean[:, None, None]).half() for m, mean in zip(cams.maps, means)]
     if not all(m.isfinite().all() for m in half):
         raise DataError(f'{path}: a CAM is not finite in half precision; has the training diverged?')
     save_tensors(path, {'classes': cams.classes.to(torch.uint8), 'means': means,
-                        **{f'map_{i}': m for i, m in enumerate(half)}}, size=list(cams.size), made_by=made_by)
+                        **{f'map_{i}': m for i, m in enumerate(half)}}, size=list(cams.size), provenance=provenance)
 
 
 def read_cams(path: Path) -> CAMs:
@@ -154,37 +156,54 @@ def seed_scores(cams: CAMs) -> np.ndarray:
 PRECISIONS = {'no': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
+def is_made_from(path: Path, digest: str) -> bool:
+    "Whether a safetensors file is there, undamaged, and says this digest as its provenance."
+    return path.is_file() and load_tensors(path)[1].get('provenance') == digest
+
+
 @torch.inference_mode()
+def cams_of_batch(to_refined: Callable[[Tensor], Tensor], batch: dict, scales: Sequence[int], precision: str) -> list[CAMs]:
+    """CAMs of a batch of `Views`. ValueError if the network has another number of classes than the labels."""
+    device, classes = processes().device, batch['labels'].shape[1]
+    with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'no'):
+        maps = [mirrored_cam(to_refined, batch[f'view_{s}'].to(device)).cpu() for s in scales]
+    if maps[0].shape[1] != classes:
+        raise ValueError(f'the network has {1 + maps[0].shape[1]} outputs, background included, but {classes} classes '
+                         f'need {1 + classes}')
+    present = [labels.nonzero().flatten() for labels in batch['labels']]
+    return [CAMs(classes, tuple(size.tolist()), [m[i, classes] for m in maps])
+            for i, (classes, size) in enumerate(zip(present, batch['size']))]
+
+
 def infer_seeds(model: nn.Module, dataset: VOCFolder, folder: str | Path, *, scales: Sequence[int] = SCALES,
                 batch_size: int = 8, precision: str = 'no', workers: int = 0) -> Path:
     """Write `folder/NAME.safetensors` with the CAMs of every image of `dataset`, and return the folder.
 
-    Images whose file is there already, made by the same weights, scales and code, are left alone: a stopped run goes on.
-    Labels are the image-level labels of the data set; an image without any gets no map. Several processes share the
-    images, and return when all are done. precision: of the network, 'no' (float32), 'fp16' or 'bf16'; attention weights
-    and their product with the CAM stay float32."""
-    made_by = f'{model_digest(model)} {list(scales)} {precision} {dataset.fingerprint()} {code_digest()}'
-    state, folder = processes(), Path(folder)
-
-    def missing(name: str) -> bool:
-        path = folder / f'{name}.safetensors'
-        return not path.is_file() or load_tensors(path)[1].get('made_by') != made_by
-
-    indices = range(len(dataset.names))
+    Images whose file is there already, made from the same photograph and labels by the same network, scales, precision
+    and code, are left alone: a stopped run goes on. batch_size and workers do not count: they change no more than the
+    rounding. Labels are the image-level labels of the data set; an image without any gets no map. Several processes
+    share the images, and return when all are done. precision: of the network, 'no' (float32), 'fp16' or 'bf16';
+    attention weights and their product with the CAM stay float32. ValueError if the network has not one output for
+    each class and the background."""
+    say_unlabelled(dataset)
+    record = provenance('bnrcam.seeds', network=model, scales=scales, precision=precision, classes=dataset.classes)
+    state, folder = processes(), reset_if_stale(folder, record, '.safetensors')
+    digests = [record_digest(record, content_digest(dataset.image_path(name)), str(labels.tolist()))
+               for name, labels in zip(dataset.names, dataset.labels)]
+    paths = [folder / f'{name}.safetensors' for name in dataset.names]
+    indices = range(len(paths))
     batches = share([indices[i:i + batch_size] for i in indices[::batch_size]])
-    todo = [batch for batch in batches if any(missing(dataset.names[i]) for i in batch)]
-    dataset.transform = Views(scales)
+    missing = {i for batch in batches for i in batch if not is_made_from(paths[i], digests[i])}
+    say_remade(folder, [dataset.names[i] for i in sorted(missing) if paths[i].is_file()])
+    todo = [batch for batch in batches if missing & {*batch}]
+    views = copy.copy(dataset)
+    views.transform = Views(scales)
     to_refined = refiner(model.to(state.device).eval())
-    loader = DataLoader(dataset, batch_sampler=todo, num_workers=workers, pin_memory=state.device.type == 'cuda')
+    loader = DataLoader(views, batch_sampler=todo, num_workers=workers, pin_memory=state.device.type == 'cuda')
     with progress_bar(total=sum(map(len, todo)), unit='image', desc='seeds') as bar:
-        for batch in loader:
-            with torch.autocast(state.device.type, PRECISIONS[precision], enabled=precision != 'no'):
-                maps = [mirrored_cam(to_refined, batch[f'view_{s}'].to(state.device)).cpu() for s in scales]
-            for i, name in enumerate(batch['name']):
-                if missing(name):
-                    classes = batch['labels'][i].nonzero().flatten()
-                    size = tuple(batch['size'][i].tolist())
-                    write_cams(folder / f'{name}.safetensors', CAMs(classes, size, [m[i, classes] for m in maps]), made_by)
-            bar.update(len(batch['name']))
+        for numbers, batch in zip(todo, loader):
+            for i, cams in zip(numbers, cams_of_batch(to_refined, batch, scales, precision)):
+                if i in missing: write_cams(paths[i], cams, digests[i])
+            bar.update(len(numbers))
     state.wait_for_everyone()
     return folder

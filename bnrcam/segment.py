@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['HEAD', 'SCALES', 'TILE', 'STRIP', 'MARGIN', 'DeepLab', 'upsample', 'Extractor', 'deeplab', 'convolutions',
            'make_optimizer', 'SegmentData', 'segment_loss', 'train_segmenter', 'scaled_logits', 'receptive_radius',
-           'tiled_logits', 'mean_logits', 'strips', 'label_maps', 'write_predictions', 'infer_segments']
+           'tiled_logits', 'mean_logits', 'strips', 'label_maps', 'write_predictions', 'infer_segments', 'run_jobs']
 
 # %% ../nbs/11_segment.ipynb #22aa0bae
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-import hashlib
 import os
 
 import numpy as np
@@ -23,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .affinity import seen_image
-from .crf import crf_probabilities, fresh_folder, is_whole, write_result
+from .crf import crf_probabilities, is_valid, write_result
 from .data import IGNORE, DataError, VOCFolder, as_image, as_mask, read_image, read_mask, to_input
+from .engine.provenance import files_digest, provenance, record_digest, text_digest
 from .launch import global_mean, processes, share
 from .resnet38 import ResNet38, parameter_groups
-from .train import code_digest, fit, model_digest, poly, progress_bar
+from .train import fit, poly, progress_bar, reset_if_stale, say_remade
 from .workers import worker_pool
 
 # %% ../nbs/11_segment.ipynb #439110cf
@@ -134,9 +134,7 @@ class SegmentData(Dataset):
 
     def fingerprint(self) -> str:
         "12 hex digits of the images, the label maps and the transform."
-        digest = hashlib.sha256(f'{self.dataset.fingerprint()} {self.transform}'.encode())
-        for path in self.paths: digest.update(path.read_bytes())
-        return digest.hexdigest()[:12]
+        return text_digest(self.dataset.fingerprint(), str(self.transform), files_digest(self.paths))
 
 # %% ../nbs/11_segment.ipynb #7fa85097
 def segment_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -149,7 +147,7 @@ def train_segmenter(model: DeepLab, dataset: SegmentData, folder: str | Path, *,
                     seed: int, lr: float = 0.001, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     "`fit` for `segment_loss`, for a number of batches; defaults as the reference."
     passes = iterations / max(1, len(dataset) // batch_size)
-    run = {'network': type(model.backbone).__name__, 'lr': lr, 'data': dataset.fingerprint()}
+    run = {'lr': lr, 'iterations': iterations}
     loss = lambda net, batch: {'loss': segment_loss(net(batch['image']), batch['labels'])}
     schedule = lambda progress: poly(progress * iterations / (iterations + 1))  # i / (iterations + 1), as the reference
     return fit(model, dataset, loss, make_optimizer(model, lr), folder, epochs=passes, batch_size=batch_size, seed=seed,
@@ -240,11 +238,15 @@ def label_maps(image: Image.Image, maps: Sequence[Tensor]) -> tuple[np.ndarray, 
     return plain, refined
 
 # %% ../nbs/11_segment.ipynb #90993ed9
-def write_predictions(root: str | Path, folders: Sequence[Path], name: str, maps: Sequence[np.ndarray]) -> None:
-    "`label_maps` of the image `name` as palette PNGs, one in each of two folders: without CRF, with CRF."
+def write_predictions(root: str | Path, folders: Sequence[Path], name: str, maps: Sequence[np.ndarray],
+                      provenance: str = '') -> None:
+    """`label_maps` of the image `name` as palette PNGs with a digest of what they were made from, one in each of two
+    folders: without CRF, with CRF."""
     image = read_image(Path(root, 'JPEGImages', f'{name}.jpg'))
+    if not all(np.isfinite(m).all() for m in maps):
+        raise DataError(f'{name}: a logit is not finite; has the training diverged?')
     for folder, labels in zip(folders, label_maps(image, [torch.from_numpy(m) for m in maps])):
-        write_result(lambda _: labels, folder, name)
+        write_result(lambda _: labels, folder, name, provenance)
 
 
 def infer_segments(model: DeepLab, root: str | Path, names: Sequence[str], folder: str | Path,
@@ -252,22 +254,32 @@ def infer_segments(model: DeepLab, root: str | Path, names: Sequence[str], folde
     """Write `folder`/plain/NAME.png and, after the CRF, `folder`/crf/NAME.png for each image of a folder in VOC layout;
     needs neither labels nor masks. Several processes share the images. Returns `folder`.
 
-    workers: processes for upsampling and CRF, default one a core; with 1 all is done here. DataError names the image."""
+    Images whose files are there already, made from the same photograph by the same network, scales and code, are left
+    alone. workers: processes for upsampling and CRF, default one a core; with 1 all is done here. DataError names the
+    image."""
     state = processes()
+    record = provenance('bnrcam.segment', network=model, scales=scales)
+    folders = [reset_if_stale(Path(folder, kind), record, '.png') for kind in ('plain', 'crf')]
+    photographs = {name: Path(root, 'JPEGImages', f'{name}.jpg') for name in share(names)}
+    digests = {name: record_digest(record, files_digest([path])) for name, path in photographs.items()}
+    todo = [name for name in digests if not all(is_valid(out / f'{name}.png', digests[name]) for out in folders)]
+    say_remade(Path(folder), [name for name in todo if (folders[1] / f'{name}.png').is_file()])
     model = model.to(state.device).eval()
-    made_by = f'{model_digest(model)} {list(scales)} {code_digest()}'
-    folders = [fresh_folder(Path(folder, kind), made_by) for kind in ('plain', 'crf')]
-    todo = [name for name in share(names) if not all(is_whole(out / f'{name}.png') for out in folders)]
-    logits = lambda name: [m.numpy() for m in scaled_logits(model, read_image(Path(root, 'JPEGImages', f'{name}.jpg')), scales)]
-    bar, workers = progress_bar(todo, unit='image', desc='segment'), min(workers or os.cpu_count(), max(1, len(todo)))
-    if workers == 1:
-        for name in bar: write_predictions(root, folders, name, logits(name))
-    else:
-        with worker_pool(workers, 'bnrcam.segment') as pool:
-            waiting = deque()
-            for name in bar:
-                waiting.append(pool.submit(write_predictions, root, folders, name, logits(name)))
-                if len(waiting) > 2 * workers: waiting.popleft().result()  # raises what went wrong there
-            for job in waiting: job.result()
+    jobs = ((root, folders, name, [m.numpy() for m in scaled_logits(model, read_image(photographs[name]), scales)],
+             digests[name]) for name in progress_bar(todo, unit='image', desc='segment'))
+    run_jobs(jobs, min(workers or os.cpu_count(), max(1, len(todo))))
     state.wait_for_everyone()
     return Path(folder)
+
+
+def run_jobs(jobs: Iterator[tuple], workers: int) -> None:
+    "write_predictions(*job) of all jobs, in worker processes if there are several; at most two wait for each."
+    if workers == 1:
+        for job in jobs: write_predictions(*job)
+        return
+    with worker_pool(workers, 'bnrcam.segment') as pool:
+        waiting = deque()
+        for job in jobs:
+            waiting.append(pool.submit(write_predictions, *job))
+            if len(waiting) > 2 * workers: waiting.popleft().result()  # raises what went wrong there
+        for job in waiting: job.result()

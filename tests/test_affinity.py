@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from bnrcam import affinity
@@ -96,7 +97,11 @@ def test_walk(net, monkeypatch, tmp_path):
     close(scores, theirs, 1e-4)
     assert not np.delete(z['cam_rw'], [0, *z['cam_keys'] + 1], 0).any()  # nothing is lost with the other channels
     labels = walked_labels(walked)
-    assert walked.covers == labels.shape == (104, 152) and (labels[:100, :150] == z['pred']).all()
+    assert walked.covers == labels.shape == (104, 152)
+    # where the two best scores are further apart than both may be off, the label is theirs
+    second, best = F.interpolate(scores[None], walked.covers, mode='bilinear')[0].sort(0).values[-2:]
+    clear = (best - second > 2e-4 * theirs.max()).numpy()
+    assert clear.mean() > .99 and (labels == np.pad(z['pred'], ((0, 4), (0, 2))))[:100, :150][clear[:100, :150]].all()
     refined = crf_labels(seen_image(photo, walked.covers), labels, 21)
     assert (refined[:100, :150] == z['pred_crf']).all()
     monkeypatch.setattr(affinity, 'read_walked', lambda path: walked)
@@ -352,10 +357,25 @@ class Unplugged(AffinityData):
         return super().__getitem__(index)
 
 
+class Same(AffinityData):
+    "The same crop again and again."
+    def __getitem__(self, index):
+        torch.manual_seed(0)
+        return super().__getitem__(0)
+
+
+def test_a_step_lowers_the_loss(scenes, stages, tmp_path):
+    "Of the batch that it was made from, without dropout: true of any network, if the step is small."
+    model, data = small_net(), Same(scenes, stages / 'low', stages / 'high', 96)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout2d): layer.p = 0.
+    history = train_affinity(model, data, tmp_path, epochs=2, batch_size=len(data), seed=0, lr=1e-3)
+    assert history.loss.iloc[1] < history.loss.iloc[0]
+
+
 def test_training_and_resume(scenes, stages, tmp_path):
     parts = (scenes, stages / 'low', stages / 'high', 96)
     model, history = train(AffinityData(*parts), tmp_path / 'whole')
-    assert history.loss.iloc[-1] < history.loss.iloc[0]
     np.testing.assert_allclose(history.lr, [.05 * poly(step / 15) for step in (4, 9, 14)])
     with pytest.raises(KeyboardInterrupt): train(Unplugged(*parts), tmp_path / 'cut')
     resumed, again = train(AffinityData(*parts), tmp_path / 'cut')
@@ -389,7 +409,7 @@ def test_combined_labels():
 # a whole split
 
 def files(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != '.json'}
 
 
 def test_walk_of_a_split(scenes, stages, tmp_path):

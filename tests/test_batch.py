@@ -131,10 +131,8 @@ def test_verify(repo):
 
 
 def test_second_time_nothing_runs(repo):
-    start = time.perf_counter()
     result = make(repo, 'reproduce')
     assert 'Nothing to do' in result.stdout and '[' not in result.stdout
-    assert time.perf_counter() - start < 10
 
 
 def test_archive_for_the_server(repo):

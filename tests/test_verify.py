@@ -14,7 +14,6 @@ import torch
 import yaml
 from PIL import Image
 
-from bnrcam import batch
 from bnrcam.affinity import pseudo_label
 from bnrcam.crf import map_images
 from bnrcam.data import DataError, VOCFolder, write_mask
@@ -25,6 +24,7 @@ from bnrcam.report import (by_seed, class_table, curves, embolden, evidence, loa
                            write_figure, write_json, write_table)
 from bnrcam.scenes import SCENE_CLASSES, voc_palette
 from bnrcam.seeds import CAMs, write_cams
+from bnrcam.study import batch
 from bnrcam.submit import read_scores, write_submission
 from bnrcam.train import load_tensors, save_tensors
 
@@ -97,7 +97,7 @@ def finished(scenes, tmp_path_factory):
                 folders[walk] = walk
             write_json(reports / run / 'pseudo.json', {
                 **common, **{key: evaluate_labels(train, runs / run / folder) for key, folder in folders.items()},
-                'made_by': provenance(data=train.fingerprint())})
+                'made_by': provenance(data=VOCFolder(train.root, 'train', SCENE_CLASSES).fingerprint())})
         for name in ('segment', 'segment-resnet18') if run == 'noise1-s0' else ('segment',):
             for kind in ('plain', 'crf'):
                 made_up_labels(val, runs / run / name / kind, rng)
@@ -310,7 +310,8 @@ def test_another_data_set(study, capsys):
     mask = study / 'scenes/SegmentationClass/train_00000.png'
     write_mask(mask, np.zeros_like(np.array(Image.open(mask))), voc_palette())
     lines = wrong(study, capsys)
-    assert sum('the data fingerprint' in line for line in lines) == 8
+    assert sum('the data fingerprint' in line for line in lines) == 4  # of the seeds, which are scored on masks alone
+    assert sum('pseudo.json: scores of the stored maps' in line for line in lines) == 4
 
 
 def test_no_profile(tmp_path):

@@ -1,0 +1,220 @@
+"""The study graph: what a profile says, which jobs it makes, and that profile and data are seen by their content."""
+import os
+import shutil
+import time
+
+import pytest
+
+from bnrcam.study.graph import cells, jobs, parameters
+from bnrcam.study.profile import ProfileError, read_profile
+from test_batch import ROOT, TINY
+from test_faults import (finished, fresh, go_on, make, ran, repo, start,  # noqa: F401
+                         up_to_date, would_run)
+
+MINI = (ROOT / 'nbs/profiles/mini.yaml').read_text()
+STAGES = sorted([*(ROOT / 'nbs/stages').glob('*.ipynb'), *(ROOT / 'nbs/results').glob('*.ipynb')])
+
+
+def profile(folder, *edits, text=MINI):
+    "mini.yaml with edits (old, new), read."
+    for old, new in edits:
+        assert old in text, old
+        text = text.replace(old, new, 1)
+    (folder / 'mini.yaml').write_text(text)
+    return read_profile(folder / 'mini.yaml')
+
+
+# the profile
+
+def test_lists_of_several_lines_and_blocks(tmp_path):
+    one = profile(tmp_path)
+    several = profile(tmp_path, ('variants: [baseline, noise0,', 'variants: [baseline,\n  noise0,'),
+                      ('\nseeds: [0, 1, 2]', '\nseeds:\n  - 0\n  - 1\n  - 2'), ('sweep: [0.0002, ', 'sweep: [2e-4, '))
+    assert several == one
+
+
+def test_a_comment_is_a_comment(tmp_path):
+    (tmp_path / 'x.safetensors').touch()
+    found = jobs(profile(tmp_path, ('model: {', f'# weights: {tmp_path}/x.safetensors\nmodel: {{')), base=ROOT)
+    assert 'pretrain-s0/pretrain' in found and not any(job.files for job in found.values())
+
+
+@pytest.mark.parametrize('old, new, key, right', [
+    ('profile: mini', 'profile: 010', "profile is '010'", 'must be mini'),
+    ('profile: mini', 'profile: other', "profile is 'other'", 'must be mini'),
+    ('profile: mini', 'profile: mini\n"profile": voc', 'profile', 'stands twice'),
+    ('train: {epochs: 3,', 'train: {epochs: 3, epochs: 4,', 'epochs', 'stands twice'),
+    ('lr: 0.00005', 'lr: "5e-5"', "train.lr is '5e-5'", 'number'), ('lr: 0.00005', 'lr: .nan', 'train.lr is', 'number'),
+    ('precision: "no"', 'precision: no', 'compute.precision is False', "'no', 'bf16' or 'fp16'"),
+    ('classes: [apple, banana', 'classes: [no, banana', 'dataset.classes.0 is False', 'quotes'),
+    ('classes: [apple, banana', 'classes: [1, banana', 'dataset.classes.0 is 1', 'quotes'),
+    ('classes: [apple, banana', 'classes: [apple, apple', 'dataset.classes is', "'apple' stands twice"),
+    ('train: {epochs: 3', 'train: {epochs: 0', 'train.epochs is 0', 'greater than 0'),
+    ('train: {epochs: 3', 'train: {epoch: 1, epochs: 3', 'train.epoch', 'no such setting, but epochs'),
+    ('weight_decay: 0.0005, batch_size: 8', 'weight_decay: 0.0005, batch_size: 0', 'train.batch_size is 0', 'equal to 1'),
+    ('\nseeds: [0, 1, 2]', '\nseeds: [0, 0]', 'seeds is [0, 0]', '0 stands twice'),
+    ('\nseeds: [0, 1, 2]', '\nseeds: [0, 1.5]', 'seeds.1 is 1.5', 'integer'),
+    ('\naugment:', '\n# augment:', 'augment', 'missing'), ('about: >-', 'note: none\nabout: >-', 'note', 'no such setting'),
+    ('scored: null', 'scored: [background, kat]', 'dataset.scored', "'kat' is neither background nor"),
+    *(('variants: [baseline', f'variants: [{name}', 'variants.0', 'letters') for name in ('../../../outside', "'noise1-s0'")),
+    ('pseudo_labels: [baseline', 'pseudo_labels: [../tiny/noise1', 'pseudo_labels.0', 'letters'),
+    ('modern: [resnet18', 'modern: [../resnet18', 'modern.0', 'letters'),
+    ('modern: [resnet18', 'modern: [.hidden', 'modern.0', 'letters'),
+    *(('classes: [apple', f'classes: [{label}', 'dataset.classes.0', 'printable text') for label in (
+        "'a|99.9'", "'=HYPERLINK(1)'", "'+1+1'", "'@SUM(1)'", "'-1'", '"a\\e[31m"', '"a\\0"', '"a\\v"', '"a\\nb"', "' a'")),
+    ('segment: {weights: data/runs/mini', 'segment: {weights: data/runs/voc', 'segment.weights', 'of this study')])
+def test_one_line_for_a_mistake(tmp_path, old, new, key, right):
+    with pytest.raises(ProfileError) as error:
+        profile(tmp_path, (old, new))
+    line = str(error.value)
+    assert line.startswith(f'{tmp_path}/mini.yaml: ') and line.isprintable() and key in line and right in line, line
+
+
+def test_all_mistakes_at_once(tmp_path):
+    with pytest.raises(ProfileError) as error:
+        profile(tmp_path, ('train: {epochs: 3', 'train: {epochs: no'), ('\nseeds: [0, 1, 2]', '\nseeds: []'),
+                ('width: 0.125', 'width: -1'))
+    assert len(error.value.lines) == 3
+
+
+# the jobs
+
+@pytest.mark.parametrize('path', STAGES, ids=lambda path: path.stem)
+def test_parameters_of_a_notebook_are_those_of_mini(path):
+    "Who runs one in JupyterLab runs the study of mini."
+    mini = read_profile(ROOT / 'nbs/profiles/mini.yaml')
+    for name, value in parameters(path).items():
+        if name in mini and value != {}:
+            whole = mini[name]
+            assert value == ({key: whole[key] for key in value} if isinstance(value, dict) else whole), name
+
+
+@pytest.mark.parametrize('path', STAGES, ids=lambda path: path.stem)
+def test_a_notebook_reads_only_its_parameters(path):
+    "No section.get(...), and no key of a section that its cell of parameters does not name."
+    import ast
+    source = '\n'.join(''.join(cell['source']) for cell in cells(path) if cell['cell_type'] == 'code')
+    known = parameters(path)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and known.get(node.value.id):
+            if isinstance(node.slice, ast.Constant) and isinstance(known[node.value.id], dict):
+                assert node.slice.value in known[node.value.id], ast.unparse(node)
+
+
+def test_a_variant_that_is_none(repo):
+    path = repo / 'nbs/profiles/tiny.yaml'
+    path.write_text(TINY.replace('variants: [baseline, noise1]', 'variants: [baseline, noise7]'))
+    result = make(repo, 'reproduce')
+    assert result.returncode == 2 and "there is no 'noise7', but baseline" in result.stderr and not ran(result.stdout)
+
+
+def test_only_what_reads_a_setting_is_stale(repo):
+    path = repo / 'nbs/profiles/tiny.yaml'
+    path.write_text(TINY + '# a comment\n')
+    os.utime(path, (time.time() + 9e4,) * 2)
+    assert not would_run(repo)
+    path.write_text(TINY.replace('about: A test.', 'about: Another.'))
+    assert would_run(repo) == {'index'}
+    path.write_text(TINY.replace('sure: 0.6', 'sure: 0.7'))
+    assert 'noise1-s0/pseudo' in would_run(repo) and not {'noise1-s0/train', 'noise1-s0/seeds'} & would_run(repo)
+    path.write_text(TINY.replace('seeds: [0]', 'seeds: [0, 1]', 1))
+    assert {'baseline-s1/train', 'pretrain-s1/pretrain'} < would_run(repo) and 'baseline-s0/train' not in would_run(repo)
+    path.write_text(TINY.replace('lr: 0.00005', 'lr: 1e-4'))
+    result = make(repo, 'reproduce')
+    assert 'noise1-s0/train.ipynb again, because nbs/profiles/tiny.yaml: train.lr is 0.0001, was 5.0e-05' in result.stdout
+    assert result.returncode == 0 and 'pretrain-s0/pretrain' not in ran(result.stdout) and up_to_date(repo)
+
+
+# data and products by content
+
+def flip_bit(path):
+    "One bit of the file; its size and its date stay."
+    date, content = path.stat(), bytearray(path.read_bytes())
+    content[-60] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(date.st_atime_ns, date.st_mtime_ns))
+
+
+def test_data_is_seen_by_content(repo):
+    names = repo / 'scenes/ImageSets/Segmentation/val.txt'
+    for path, edit, what in ((repo / 'scenes/JPEGImages/val_00001.jpg', flip_bit, 'JPEGImages'),
+                             (repo / 'scenes/SegmentationClass/val_00001.png', flip_bit, 'SegmentationClass'),
+                             (names, lambda path: path.write_text('\n'.join(path.read_text().split()[3:])), 'list')):
+        edit(path)
+        assert {'noise1-s0/segment', 'table2'} <= would_run(repo, 'RESULTS=table2') and not any(
+            name.endswith('train') for name in would_run(repo)), what
+        result = make(repo, 'reproduce')
+        assert result.returncode == 0 and f'because {what} of split val in scenes are not what they were' in result.stdout
+        assert up_to_date(repo)
+
+
+def test_one_folder_has_one_name(repo):
+    for name in ('scenes/', './scenes', f'{repo}/scenes/../scenes'):
+        assert not would_run(repo, f'DATA={name}'), name
+    assert up_to_date(repo)
+
+
+def test_what_cannot_be_read_has_changed(repo):
+    out = repo / 'reports/tiny'
+    (out / 'noise1-s0/pseudo.made').write_text('[' * 200_000)
+    (out / 'noise1-s0/seeds.json').unlink()
+    (out / 'noise1-s0/seeds.json').mkdir()
+    (out / 'figure4.made').unlink()
+    os.mkfifo(out / 'figure4.made')
+    (out / 'table5.csv').write_text('damaged')
+    assert {'noise1-s0/pseudo', 'noise1-s0/seeds', 'figure4', 'table5'} < would_run(repo)
+    (out / 'noise1-s0/seeds.json').rmdir()
+    (out / 'figure4.made').unlink()
+    result = make(repo, 'reproduce')
+    assert result.returncode == 0 and {'noise1-s0/pseudo', 'table5', 'figure4'} < ran(result.stdout) and up_to_date(repo)
+
+
+def test_a_failed_look_stops_make(repo):
+    result = make(repo, 'reproduce', '''GUARD=sh -c 'test "$$0" = hold && echo held' ''')
+    assert result.returncode == 2 and 'reports/tiny: could not be looked through' in result.stderr
+
+
+# hostile
+
+@pytest.mark.parametrize('name', ['api', 'bench', 'readme'])
+def test_folders_of_the_project(repo, name):
+    kept = repo / f'reports/{name}/kept'
+    kept.parent.mkdir(exist_ok=True)
+    kept.touch()
+    (repo / f'nbs/profiles/{name}.yaml').write_text(TINY.replace('tiny', name))
+    for target in ('clean', 'reproduce'):
+        result = make(repo, target, f'PROFILE={name}')
+        assert result.returncode == 2 and f'reports/{name} is a folder of the project' in result.stderr and kept.exists()
+
+
+def test_a_profile_is_read_every_time(repo):
+    "Whatever its date: code in it never runs."
+    path = repo / 'nbs/profiles/tiny.yaml'
+    path.write_text(TINY + '''"a = __import__('os').system('touch pwned'); b": 1\n''')
+    os.utime(path, (1e9, 1e9))
+    for target in ('reproduce', 'reports/tiny/trunk/trunk.ipynb'):
+        result = make(repo, target)
+        assert result.returncode == 2 and 'nbs/profiles/tiny.yaml: ' in result.stderr and not ran(result.stdout)
+    assert not list(repo.rglob('pwned'))
+
+
+def test_links_are_not_written_through(repo):
+    for i, name in enumerate(('tiny/table5.log', 'tiny/table5.made.partial', '.tiny.lock')):
+        (repo / f'victim{i}').write_text('kept')
+        (repo / 'reports' / name).unlink(missing_ok=True)
+        (repo / 'reports' / name).symlink_to(repo / f'victim{i}')
+        (repo / 'reports/tiny/table5.csv').write_text('damaged')
+        make(repo, 'reproduce')
+        assert (repo / f'victim{i}').read_text() == 'kept', name
+
+
+def test_two_clones_of_one_data_folder(fresh, tmp_path):
+    other = shutil.copytree(fresh, tmp_path / 'other', symlinks=True)
+    (fresh / 'data').mkdir(exist_ok=True)
+    shutil.rmtree(other / 'data', ignore_errors=True)
+    (other / 'data').symlink_to(fresh / 'data')
+    first = start(fresh, 'noise1-s0/train')
+    result = make(other, 'reproduce')
+    assert result.returncode and 'data/runs/.tiny.lock' in result.stderr and f'process {first.pid};' in result.stderr
+    go_on(fresh, first)
+    assert first.returncode == 0 and make(other, 'reproduce').returncode == 0
