@@ -70,33 +70,22 @@ $(if $(filter held,$(HELD)),,$(error $(HELD)))
 endif
 endif
 
-# The study: every job of the profile, with what it is made from (bnrcam.study.graph). Without an environment there is
-# no graph; make then sets that up, as a makefile that is out of date, and begins again.
+# The study: every job of the profile, what it is made from, and whether that changed (bnrcam.study.graph). Without an
+# environment there is no graph; make then sets that up, as a makefile that is out of date, and begins again.
 ifneq ($(ASKS),)
-ifeq ($(DRY),)
--include $(READY)
-endif
-GRAPH  := $(if $(MAKES),$(if $(DRY),,$(OUT)/.graph.mk))
+$(if $(DRY),,$(eval -include $(READY)))
 WRITE  := $(BIN)/python -m bnrcam.study.graph $(YAML) $(DATA)
 ifneq ($(wildcard $(READY)),)
-$(if $(DRY),,$(if $(MAKES),$(if $(SCENES),$(shell $(MAKE) -s -o $(READY) $(SCENES) >&2))))
-WROTE  := $(shell $(WRITE) $(or $(GRAPH),$$(mktemp) dry))
+$(if $(SCENES),$(if $(DRY),,$(shell $(MAKE) -s -o $(READY) $(SCENES) >&2)))
+GRAPH  := $(shell $(WRITE) $(if $(and $(MAKES),$(if $(DRY),,yes)),$(OUT)/.graph.mk,$$(mktemp) dry))
+-include $(GRAPH)
+$(shell rm -f $(filter-out $(OUT)/%,$(GRAPH)))
 endif
--include $(WROTE)
-$(if $(GRAPH),,$(if $(WROTE),$(shell rm $(WROTE))))
-ifeq ($(WROTE),)
+ifeq ($(GRAPH),)
 $(ASKS): no_graph
-no_graph: $(READY)
+no_graph: $(if $(DRY),$(READY))
 	@exit 2
 endif
-endif
-ifneq ($(MAKES),)
-ifeq ($(DRY),)
-$(shell $(GUARD) redate $(wildcard $(PRODUCTS:.ipynb=.yaml) nbs/stages/*.ipynb nbs/results/*.ipynb) $(shell find bnrcam -name '*.py'))
-endif
-STALE  := $(shell $(GUARD) stale $(OUT))
-$(if $(filter looked,$(STALE)),,$(error $(OUT): could not be looked through))
-$(filter-out looked,$(STALE)): again
 endif
 
 .PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme clean again no_graph $(BENCH)
@@ -104,7 +93,7 @@ help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
-reproduce: $(if $(WROTE),$(OUT)/index.ipynb)  ## run what is stale of the study; the result is reports/PROFILE/index.html
+reproduce: $(if $(GRAPH),$(OUT)/index.ipynb)  ## run what is stale of the study; the result is reports/PROFILE/index.html
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
 
 verify: $(READY)  ## count the pixels again, and recompute every number and table of a finished study
@@ -195,17 +184,14 @@ define papermill
 	@$(GUARD) end $@
 endef
 
-$(PRODUCTS): | $(READY) $(if $(PUBLIC),$(DATA)/ImageSets) $(WEIGHTS)
-$(filter-out %/index.ipynb,$(PRODUCTS)):
+$(filter-out %/index.ipynb,$(PRODUCTS)): | $(READY) $(if $(PUBLIC),$(DATA)/ImageSets) $(WEIGHTS)
 	$(call papermill)
-
 $(OUT)/index.ipynb:
 	@$(WRITE) $(GRAPH) > /dev/null
 	@$(GUARD) check $(RESULTS:%=$(OUT)/%.ipynb)
 	$(call papermill)
 	$(eval BUILT := yes)
-
-# the settings of a job: written with the graph; where they are not there yet, in a dry run, all is to be done
+# the settings of a job are written with the graph; where they are not there yet, in a dry run, all is to be done
 $(OUT)/%.yaml: ;
 
 # no part of a study: it takes no profile, and runs whenever it is asked for
@@ -213,6 +199,4 @@ $(BENCH): LOCKS := reports/.bench.lock
 $(BENCH): reports/%.ipynb: nbs/%.ipynb $(if $(filter data/mini,$(DATA)),data/mini/scenes.json) | $(READY)
 	$(call papermill,-p root $(DATA))
 # one after the other: each wants the machine to itself
-$(word 2,$(BENCH)): | $(word 1,$(BENCH))
-$(word 3,$(BENCH)): | $(word 2,$(BENCH))
-$(word 4,$(BENCH)): | $(word 3,$(BENCH))
+$(foreach n,1:2 2:3 3:4,$(eval $(word $(lastword $(subst :, ,$n)),$(BENCH)): | $(word $(firstword $(subst :, ,$n)),$(BENCH))))

@@ -375,7 +375,7 @@ def mounted(repo, script):
 
 
 def test_disk_of_the_reports_runs_full(fresh):
-    output = mounted(fresh, '''mkdir reports; mount -t tmpfs -o size=80k none reports; make reproduce
+    output = mounted(fresh, '''mkdir reports; mount -t tmpfs -o size=220k none reports; make reproduce
         echo SECOND; mount -o remount,size=99m reports; make reproduce; make reproduce''')
     first, second = output.split('SECOND')
     assert re.search('^[^\n]*reports/tiny/[^\n]*: No space left on device', first, re.M) and 'Traceback' not in first
