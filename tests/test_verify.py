@@ -327,7 +327,7 @@ def test_a_table_that_nothing_makes_again(study, capsys):
 
 
 def test_no_profile(tmp_path):
-    for text, why in (('seeds: [0]', 'profile: missing'), ('[', 'no profile'), ('', 'no profile')):
+    for text, why in (('seeds: [0]', 'profile is missing'), ('[', 'no profile'), ('', 'no profile')):
         (tmp_path / 'x.yaml').write_text(text)
         with pytest.raises(ProfileError, match=f'x.yaml: {why}'):
             verify(tmp_path / 'x.yaml', tmp_path)
