@@ -8,7 +8,7 @@ __all__ = ['DIFFERENCE', 'PSEUDO', 'NOISE_COLUMNS', 'SHARE', 'COMPARISON', 'TABL
            'table4']
 
 # %% ../../nbs/study/07_tables.ipynb #dae18c09
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
