@@ -8,7 +8,11 @@ VENV    ?= .venv
 # stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
 JOBS    ?= $(if $(filter mini,$(PROFILE)),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),1)
 
+# make 3.81, which macOS brings, takes no .SHELLFLAGS: a stage that fails would look done
+$(if $(filter 3.%,$(MAKE_VERSION)),$(error this is GNU make $(MAKE_VERSION), and 4 or newer is needed: make (Debian, \
+  Fedora), brew install make (macOS), then gmake in place of make))
 SHELL := bash
+$(if $(shell echo yes),,$(error no bash, in which the recipes are written: install bash (Debian, Fedora, Homebrew)))
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -45,6 +49,11 @@ OTHERS := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_FI
 # errors in one line, without the traceback
 SHORT  := import sys; sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr);
 
+# what set-up needs, looked for before anything is fetched
+PREREQUISITES := { command -v $(PYTHON) >/dev/null || { echo 'no $(PYTHON): install python3 and python3-venv (Debian), \
+  python3 (Fedora), python (Homebrew), or name one, as in make PYTHON=python3.12' >&2; exit 1; }; } \
+  && $(PYTHON) -I -S bnrcam/prerequisites.py $(VENV)
+
 # One batch a profile at a time: locks that live as long as make or one of its stages. And what dates do not tell:
 # products that were made from other files than today's, or damaged, or come from the future.
 GUARD  := $(or $(wildcard $(BIN)/python),$(PYTHON)) -I -S bnrcam/study/batch.py
@@ -53,38 +62,30 @@ MAKES  := $(filter reproduce readme $(OUT)/%,$(MAKECMDGOALS))
 ASKS   := $(MAKES)$(filter verify plan data,$(MAKECMDGOALS))
 ifneq ($(MAKES)$(filter verify clean,$(MAKECMDGOALS)),)
 ifeq ($(DRY)$(MAKE_RESTARTS),)
+# a Python that is too old cannot read batch.py; what is wanted besides is said by set-up
+$(if $(or $(wildcard $(BIN)/python),$(filter clean,$(MAKECMDGOALS))),,\
+  $(if $(shell $(PREREQUISITES) >/dev/null && echo yes),,$(error nothing was fetched)))
 HELD   := $(shell $(GUARD) hold $$PPID $(LOCKS) 2>&1)
 $(if $(filter held,$(HELD)),,$(error $(HELD)))
 endif
 endif
 
-# The study: every job of the profile, with what it is made from (bnrcam.study.graph). Without an environment there is
-# no graph; make then sets that up, as a makefile that is out of date, and begins again.
+# The study: every job of the profile, what it is made from, and whether that changed (bnrcam.study.graph). Without an
+# environment there is no graph; make then sets that up, as a makefile that is out of date, and begins again.
 ifneq ($(ASKS),)
-ifeq ($(DRY),)
--include $(READY)
-endif
-GRAPH  := $(if $(MAKES),$(if $(DRY),,$(OUT)/.graph.mk))
+$(if $(DRY),,$(eval -include $(READY)))
 WRITE  := $(BIN)/python -m bnrcam.study.graph $(YAML) $(DATA)
 ifneq ($(wildcard $(READY)),)
-$(if $(DRY),,$(if $(MAKES),$(if $(SCENES),$(shell $(MAKE) -s -o $(READY) $(SCENES) >&2))))
-WROTE  := $(shell $(WRITE) $(or $(GRAPH),$$(mktemp) dry))
+$(if $(SCENES),$(if $(DRY),,$(shell $(MAKE) -s -o $(READY) $(SCENES) >&2)))
+GRAPH  := $(shell $(WRITE) $(if $(and $(MAKES),$(if $(DRY),,yes)),$(OUT)/.graph.mk,$$(mktemp) dry))
+-include $(GRAPH)
+$(shell rm -f $(filter-out $(OUT)/%,$(GRAPH)))
 endif
--include $(WROTE)
-$(if $(GRAPH),,$(if $(WROTE),$(shell rm $(WROTE))))
-ifeq ($(WROTE),)
+ifeq ($(GRAPH),)
 $(ASKS): no_graph
-no_graph: $(READY)
+no_graph: $(if $(DRY),$(READY))
 	@exit 2
 endif
-endif
-ifneq ($(MAKES),)
-ifeq ($(DRY),)
-$(shell $(GUARD) redate $(wildcard $(PRODUCTS:.ipynb=.yaml) nbs/stages/*.ipynb nbs/results/*.ipynb) $(shell find bnrcam -name '*.py'))
-endif
-STALE  := $(shell $(GUARD) stale $(OUT))
-$(if $(filter looked,$(STALE)),,$(error $(OUT): could not be looked through))
-$(filter-out looked,$(STALE)): again
 endif
 
 .PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme clean again no_graph $(BENCH)
@@ -92,7 +93,7 @@ help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
-reproduce: $(if $(WROTE),$(OUT)/index.ipynb)  ## run what is stale of the study; the result is reports/PROFILE/index.html
+reproduce: $(if $(GRAPH),$(OUT)/index.ipynb)  ## run what is stale of the study; the result is reports/PROFILE/index.html
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
 
 verify: $(READY)  ## count the pixels again, and recompute every number and table of a finished study
@@ -144,7 +145,7 @@ clean:  ## remove the products of PROFILE: reports, weights, CAMs (not the data)
 # pydensecrf2 is compiled here, by a newer Cython than the one that it names, whose C++ Python 3.13 refuses
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 $(READY): settings.ini setup.py constraints.txt
-	@$(PYTHON) -I -S bnrcam/prerequisites.py
+	@$(PREREQUISITES)
 	@echo 'Setting up $(VENV) (a few minutes, several GB with the GPU libraries)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) cython setuptools wheel
@@ -183,17 +184,14 @@ define papermill
 	@$(GUARD) end $@
 endef
 
-$(PRODUCTS): | $(READY) $(if $(PUBLIC),$(DATA)/ImageSets) $(WEIGHTS)
-$(filter-out %/index.ipynb,$(PRODUCTS)):
+$(filter-out %/index.ipynb,$(PRODUCTS)): | $(READY) $(if $(PUBLIC),$(DATA)/ImageSets) $(WEIGHTS)
 	$(call papermill)
-
 $(OUT)/index.ipynb:
 	@$(WRITE) $(GRAPH) > /dev/null
 	@$(GUARD) check $(RESULTS:%=$(OUT)/%.ipynb)
 	$(call papermill)
 	$(eval BUILT := yes)
-
-# the settings of a job: written with the graph; where they are not there yet, in a dry run, all is to be done
+# the settings of a job are written with the graph; where they are not there yet, in a dry run, all is to be done
 $(OUT)/%.yaml: ;
 
 # no part of a study: it takes no profile, and runs whenever it is asked for
@@ -201,6 +199,4 @@ $(BENCH): LOCKS := reports/.bench.lock
 $(BENCH): reports/%.ipynb: nbs/%.ipynb $(if $(filter data/mini,$(DATA)),data/mini/scenes.json) | $(READY)
 	$(call papermill,-p root $(DATA))
 # one after the other: each wants the machine to itself
-$(word 2,$(BENCH)): | $(word 1,$(BENCH))
-$(word 3,$(BENCH)): | $(word 2,$(BENCH))
-$(word 4,$(BENCH)): | $(word 3,$(BENCH))
+$(foreach n,1:2 2:3 3:4,$(eval $(word $(lastword $(subst :, ,$n)),$(BENCH)): | $(word $(firstword $(subst :, ,$n)),$(BENCH))))

@@ -74,7 +74,7 @@ def mean_field(image: np.ndarray, unary: np.ndarray, sizes: list[int], iteration
 
 # %% ../nbs/09_crf.ipynb #9759c918
 def check_image(image: np.ndarray, shape: tuple[int, ...], iterations: int) -> np.ndarray:
-    """The image as a contiguous array; ValueError unless (H, W, 3) uint8 of the given (H, W), and iterations >= 0."""
+    """The image as a contiguous array that can be written to, as pydensecrf asks; ValueError unless (H, W, 3) uint8 of the given (H, W), and iterations >= 0."""
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'the CRF needs an RGB image as (H, W, 3) uint8, not {image.shape} {image.dtype}')
@@ -82,7 +82,7 @@ def check_image(image: np.ndarray, shape: tuple[int, ...], iterations: int) -> n
         raise ValueError(f'the image is {image.shape[:2]}, the labels are {tuple(shape)}: make them equal')
     if not image.size: raise ValueError(f'the image is empty: {image.shape}')
     if iterations < 0: raise ValueError(f'iterations must be 0 or more, not {iterations}')
-    return np.ascontiguousarray(image)
+    return np.require(image, requirements=['C', 'W'])
 
 def check_labels(labels: np.ndarray, num_labels: int) -> np.ndarray:
     """The labels as an array; ValueError unless (H, W) integers in 0..num_labels-1, and 2 <= num_labels <= 256."""

@@ -7,7 +7,8 @@ __all__ = ['TRAIN_AUG', 'MATRIX', 'COMPRESSED', 'STRUCTURE', 'UINT8', 'LAYOUT', 
            'COCO_IMAGES', 'COCO_WANTED', 'train_aug', 'check_count', 'mat_elements', 'mat_matrix', 'mat_field',
            'mat_mask', 'read_sbd', 'save_mask', 'for_each', 'link', 'make_layout', 'write_split', 'read_names',
            'convert_sbd', 'prepare_voc', 'category_indices', 'read_runs', 'to_rle', 'coco_mask', 'skip_gap',
-           'json_items', 'CocoImage', 'read_coco', 'read_annotations', 'annotation_xml', 'convert_coco', 'prepare_coco']
+           'json_items', 'CocoImage', 'name_and_size', 'read_coco', 'read_annotations', 'annotation_xml',
+           'convert_coco', 'prepare_coco']
 
 # %% ../nbs/02_datasets.ipynb #7ab9cb2b
 import json, os, re, struct, zlib
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_rle
 
-from .data import IGNORE, VOC_CLASSES, DataError, is_plain, open_picture
+from .data import IGNORE, VOC_CLASSES, DataError, composed, image_size, is_plain, on_disk
 from .download import COCO_FILES, VOC_FILES, Download, disk_errors, obtain, progress
 from .scenes import voc_palette
 from .workers import in_workers
@@ -155,7 +156,7 @@ def write_split(root: Path, split: str, names: Sequence[str]) -> None:
 def read_names(path: Path) -> list[str]:
     "The words of a text file; DataError if it is missing."
     try:
-        return path.read_text(encoding='utf-8').split()
+        return path.read_text(encoding='utf-8-sig').split()
     except OSError:
         raise DataError(f'{path}: missing in what was unpacked; delete the folder raw and run again') from None
 
@@ -167,10 +168,10 @@ VOC_WANTED = {'voc': [f'VOCdevkit/VOC2012/{name}/*' for name in LAYOUT],
 def convert_sbd(source: Path, root: Path, name: str) -> None:
     "SegmentationClass/NAME.png from cls/NAME.mat; DataError unless it has the size of its image."
     mask = read_sbd(source / f'{name}.mat')
-    with open_picture(root / 'JPEGImages' / f'{name}.jpg') as image:
-        if image.size != mask.shape[::-1]:
-            raise DataError(f'{source}/{name}.mat: the mask is {mask.shape[1]}x{mask.shape[0]}, '
-                            f'its image {image.width}x{image.height}')
+    width, height = image_size(root / 'JPEGImages' / f'{name}.jpg')
+    if mask.shape != (height, width):
+        raise DataError(f'{source}/{name}.mat: the mask is {mask.shape[1]}x{mask.shape[0]}, '
+                        f'its image {width}x{height}')
     save_mask(root / 'SegmentationClass' / f'{name}.png', mask)
 
 
@@ -214,7 +215,7 @@ COCO_CLASSES = (
 def category_indices(categories: Sequence[dict], classes: Sequence[str] = COCO_CLASSES) -> dict[int, int]:
     "Mask value 1..C of each category id, in the order of the ids; DataError unless the names are those of `classes`."
     ordered = sorted(categories, key=lambda category: category['id'])
-    names = tuple(category['name'] for category in ordered)
+    names = tuple(composed(category['name']) for category in ordered)
     if names != tuple(classes):
         odd = next((pair for pair in zip(names, classes) if pair[0] != pair[1]), ('', ''))
         raise DataError(f"the annotations have {len(names)} categories, not the {len(classes)} of COCO"
@@ -305,6 +306,16 @@ class CocoImage(NamedTuple):
     spans: list[tuple[int, int]]
 
 
+def name_and_size(item: dict) -> tuple[str, int, int]:
+    "Name, height and width of an entry of `images`; DataError unless they can be those of a picture."
+    name, sides = composed(Path(item['file_name']).stem), (item['height'], item['width'])
+    if not is_plain(name):
+        raise DataError(f"{item['file_name']!r} is no name of an image")
+    if any(type(side) is not int or side < 1 for side in sides):
+        raise DataError(f"{item['file_name']}: height {sides[0]!r} and width {sides[1]!r} must be whole numbers of pixels")
+    return name, *sides
+
+
 def read_coco(path: str | Path, classes: Sequence[str] = COCO_CLASSES) -> tuple[dict[int, int], list[CocoImage]]:
     """Category indices, and the images that have annotations, in the order of their ids, from an `instances_*.json`.
 
@@ -313,14 +324,14 @@ def read_coco(path: str | Path, classes: Sequence[str] = COCO_CLASSES) -> tuple[
     try:
         text = Path(path).read_bytes().decode('latin-1')  # one character a byte, so that places are places in the file
         for key, start, end, item in json_items(text):
-            if key == 'images':
-                sizes[item['id']] = Path(item['file_name']).stem, item['height'], item['width']
-                if not is_plain(sizes[item['id']][0]):
-                    raise DataError(f"{item['file_name']!r} is no name of an image")
-            elif key == 'annotations':
+            if key == 'annotations':
                 spans[item['image_id']].append((start, end))
-            elif key == 'categories':
-                categories.append(item)
+            elif key in ('images', 'categories'):
+                item = json.loads(text[start:end].encode('latin-1'))
+                if key == 'images':
+                    sizes[item['id']] = name_and_size(item)
+                else:
+                    categories.append(item)
         indices = category_indices(categories, classes)
         return indices, [CocoImage(*sizes[number], spans[number]) for number in sorted(spans)]
     except DataError as error:
@@ -331,12 +342,15 @@ def read_coco(path: str | Path, classes: Sequence[str] = COCO_CLASSES) -> tuple[
 
 
 def read_annotations(path: str | Path, image: CocoImage) -> list[dict]:
-    "The annotations of one image."
+    "The annotations of one image; DataError if one is not UTF-8."
     with open(path, 'rb') as file:
         def read(start, end):
             file.seek(start)
             return json.loads(file.read(end - start))
-        return [read(*span) for span in image.spans]
+        try:
+            return [read(*span) for span in image.spans]
+        except ValueError as error:
+            raise DataError(f'{path}: {image.name}: an annotation is not JSON in UTF-8 ({error}); fetch it again') from None
 
 # %% ../nbs/02_datasets.ipynb #3aaca939
 COCO_IMAGES = {'train': 82_081, 'val': 40_137}
@@ -353,11 +367,11 @@ def annotation_xml(image: CocoImage, names: Sequence[str]) -> str:
 
 def convert_coco(annotations: Path, photographs: Path, root: Path, indices: dict[int, int], image: CocoImage) -> None:
     "Link, labels and mask of one image; the mask last, as the sign that all is there."
-    link(photographs / f'{image.name}.jpg', root / 'JPEGImages' / f'{image.name}.jpg')
-    with open_picture(photographs / f'{image.name}.jpg') as photograph:
-        if photograph.size != (image.width, image.height):
-            raise DataError(f'{photographs}/{image.name}.jpg: {photograph.width}x{photograph.height}, but '
-                            f'{annotations.name} says {image.width}x{image.height}')
+    link(on_disk(photographs / f'{image.name}.jpg'), root / 'JPEGImages' / f'{image.name}.jpg')
+    width, height = image_size(photographs / f'{image.name}.jpg')
+    if (width, height) != (image.width, image.height):
+        raise DataError(f'{photographs}/{image.name}.jpg: {width}x{height}, but '
+                        f'{annotations.name} says {image.width}x{image.height}')
     items = read_annotations(annotations, image)
     try:
         mask = coco_mask(items, image.height, image.width, indices)

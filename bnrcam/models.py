@@ -22,9 +22,9 @@ from timm.models import model_entrypoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .conformer import (HEADS, CAMConformer, CAMOutput, Conformer, fill_weights,
-                              published_names, read_weights)
+from .conformer import CAMConformer, CAMOutput, Conformer
 from .download import CONFORMER_S, Download, fetch
+from .engine.weights import HEADS, fill_weights, published_names, read_weights
 
 # %% ../nbs/03_models.ipynb #912a8a14
 PUBLISHED = {'conformer_small_patch16': CONFORMER_S, 'conformer_tiny_patch16': Download(
@@ -230,7 +230,7 @@ def transformer(name: str, pretrained: bool, options: dict) -> nn.Module:
 
 def load_start(net: nn.Module, path: str | Path) -> list[str]:
     "Load `path` into `net`, or into its transformer; returns and raises as `load_weights`."
-    state = read_weights(path)
+    state = read_weights(path, names=net.state_dict())
     if isinstance(net, CAMTransformer) and not any(name.startswith('body.') for name in state):
         return fill_weights(net.body, state, path, ('head', 'fc_norm'))
     return fill_weights(net, state, path, HEADS)

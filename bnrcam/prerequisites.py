@@ -36,11 +36,17 @@ def missing_compiler():
         yield ('no %s: install python3-dev (Debian, Ubuntu) or python3-devel (Fedora); Python of Homebrew has it' % header)
 
 
-def missing_room(folder='.'):
-    "A line where the disk is too full for the environment."
+def missing_room(environment):
+    "A line where the disk is too full for an environment that is not there yet."
+    if os.path.exists(os.path.join(environment, 'bin', 'python')):
+        return  # what it holds is on the disk already
+    folder = os.path.abspath(environment)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free / 1e9
     if free < ROOM:
-        yield '%.1f GB are free on the disk of %s; PyTorch and the rest take %d: make room' % (free, os.path.abspath(folder), ROOM)
+        yield ('%.1f GB are free on the disk of %s; PyTorch and the rest take %d: make room, or name a folder elsewhere, '
+               'as in make VENV=/path/to/folder' % (free, folder, ROOM))
 
 # %% ../nbs/16_prerequisites.ipynb #b2c0de08
 def wanted():
@@ -52,14 +58,14 @@ def wanted():
         yield 'no git: nbdev cannot resolve conflicts in notebooks; git (Debian, Fedora, Homebrew)'
 
 
-def main():
+def main(environment='.venv'):
     "SystemExit with a line for each thing that set-up misses; lines about what is wanted besides are printed."
     for line in wanted():
         print(line)
-    lines = [*missing_python(), *missing_compiler(), *missing_room()]
+    lines = [*missing_python(), *missing_compiler(), *missing_room(environment)]
     if lines:
         raise SystemExit('\n'.join(lines))
 
 
 if __name__ == '__main__' and '__file__' in globals():  # in a notebook the name is the same, but there is no file
-    main()
+    main(*sys.argv[1:])

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .conformer import WeightsError, fill_weights, init_weights, read_weights
+from .conformer import init_weights
+from .engine.weights import WeightsError, fill_weights, read_weights
 from .losses import multilabel_loss
 from .train import fit, say_unlabelled, warmup_cosine
 
@@ -188,7 +189,7 @@ def load_resnet38(model: nn.Module, path: str | Path, heads: tuple[str, ...] = (
     if Path(path).suffix == '.params':
         state = {torch_name(name): value for name, value in read_params(path).items()}
     else:
-        state = read_weights(path)
+        state = read_weights(path, names=model.state_dict())
     # the published files are older than these counters, which nothing reads
     counters = {name: value for name, value in model.state_dict().items() if name.endswith('num_batches_tracked')}
     return fill_weights(model, {**counters, **state}, path, ('linear1000', *heads))

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
-from .conformer import read_tensors, tensor_digest
+from .engine.weights import read_tensors, tensor_digest
 from .data import disk_errors
 from .engine.provenance import (code_digest, describe, made_otherwise, network, provenance,
                                       weights)

@@ -11,9 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 
 import torch
 
@@ -39,11 +40,16 @@ def worker_pool(workers: int, module: str) -> Iterator[ProcessPoolExecutor]:
 
     An error in the block drops what has not begun; the end of the block waits for the rest. A script must come here
     under `if __name__ == '__main__':`."""
+    if getattr(current_process(), '_inheriting', False):  # a worker that runs the script which started it
+        os._exit(1)
     context = get_context('forkserver')
     context.set_forkserver_preload([module])  # the slow imports once, not in each worker
     with ProcessPoolExecutor(workers, context, end_with_parent) as pool:
         try:
             yield pool
+        except BrokenProcessPool:
+            raise BrokenProcessPool("a worker process has ended: in a script, come here under `if __name__ == '__main__':`; "
+                                    'else see what has killed it (memory?), or use workers=1') from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

@@ -8,7 +8,7 @@ import timm
 import torch
 from PIL import Image
 
-from bnrcam.conformer import WeightsError, load_weights
+from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.data import DataError, VOCFolder, read_image
 from bnrcam.evaluate import evaluate_seeds
 from bnrcam.models import create_classifier

@@ -4,6 +4,7 @@
 a CPU, `state_dict()` after `backbone.`) and of its `ConformerHead` (two linear layers, after `head.`);
 `golden/mmpretrain_conformer_small_224.npz` holds the outputs of that code with the weights and images of `recipe.py`,
 drawn by the published names."""
+import argparse
 import json
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pytest
 import timm
 import torch
 
+from bnrcam.engine.weights import WeightsError, load_weights, published_names, read_weights
 from bnrcam.models import create_classifier
-from bnrcam.conformer import WeightsError, load_weights, published_names, read_weights
 from golden.recipe import fill_state_dict, image
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -99,3 +100,100 @@ def test_other_sizes_and_networks_are_refused(tmp_path):
     path = checkpoint(tmp_path / 'vit.pth', {'backbone.ln1.weight': torch.ones(384), 'head.fc.weight': torch.ones(2, 384)})
     with pytest.raises(WeightsError, match='another network'):
         load_weights(create_classifier('conformer_tiny_patch16', 21), path)
+
+
+# what programs wrap around weights
+
+WEIGHTS = {'conv1.weight': torch.arange(6.).reshape(2, 3), 'conv1.bias': torch.ones(2)}
+AVERAGE = {name: value + 1 for name, value in WEIGHTS.items()}
+
+
+def before(prefix, state=WEIGHTS): return {prefix + name: value for name, value in state.items()}
+
+
+def taken(tmp_path, content, **options):
+    torch.save(content, tmp_path / 'any.pth')
+    return read_weights(tmp_path / 'any.pth', **options)
+
+
+def same(left, right): return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize('key', ['model', 'state_dict', 'model_state_dict', 'net', 'network', 'module', 'teacher',
+                                 'model_ema', 'state_dict_ema', 'ema', 'weights', None])
+@pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'model.', 'net.', 'encoder.', 'backbone.', 'network.',
+                                    'module._orig_mod.', '_orig_mod.module.', 'model._orig_mod.', 'module.model.backbone.'])
+def test_wrappings_of_the_field(tmp_path, capsys, key, prefix):
+    content = {key: before(prefix), 'epoch': 3, 'optimizer': {'state': {0: {'step': torch.ones(())}}}} if key else before(prefix)
+    assert same(taken(tmp_path, content), WEIGHTS)
+    said = capsys.readouterr().out
+    assert said.count('\n') == bool(key or prefix) and (not prefix or repr(prefix) in said)
+    assert not key or all(word in said for word in (f'key {key!r}', 'any.pth', "left: 'epoch', 'optimizer'"))
+
+
+@pytest.mark.parametrize('key, other', [('model', 'model_ema'), ('state_dict', 'state_dict_ema'), ('state_dict', 'ema'),
+                                        ('teacher', 'student')])
+def test_an_average_beside_the_weights_is_offered_by_name(tmp_path, capsys, key, other):
+    content = {other: AVERAGE, key: WEIGHTS}
+    assert same(taken(tmp_path, content), WEIGHTS) and f'take it with key={other!r}' in capsys.readouterr().out
+    assert same(taken(tmp_path, content, key=other), AVERAGE) and f'key={key!r}' in capsys.readouterr().out
+
+
+def test_a_key_within_a_key(tmp_path):
+    assert same(taken(tmp_path, {'state': {'model': WEIGHTS}, 'epoch': 3}), WEIGHTS)
+    assert same(taken(tmp_path, {'run': {'a': WEIGHTS, 'b': AVERAGE}}, key='run.b'), AVERAGE)
+
+
+@pytest.mark.parametrize('content, options', [
+    ({'first': WEIGHTS, 'second': AVERAGE}, {}), ({'model': WEIGHTS, 'model_ema': AVERAGE}, {'key': 'average'})])
+def test_a_choice_that_is_not_ours(tmp_path, content, options):
+    with pytest.raises(WeightsError, match='any.pth: holds state dicts under .*name one of them'):
+        taken(tmp_path, content, **options)
+
+
+def test_a_prefix_that_the_network_has_too_stays(tmp_path):
+    net = torch.nn.ModuleDict({'model': torch.nn.Linear(2, 1)})
+    torch.save({'state_dict': before('module.', net.state_dict())}, tmp_path / 'any.pth')
+    assert load_weights(net, tmp_path / 'any.pth') == []
+
+
+def test_a_network_of_an_average(net, tmp_path):
+    "`load_weights` hands the key on."
+    average = {name: value.clone() if name.endswith('tracked') else value + 1 for name, value in net.state_dict().items()}
+    torch.save({'model': before('_orig_mod.', net.state_dict()), 'model_ema': before('module.', average)}, tmp_path / 'any.pth')
+    load_weights(net, tmp_path / 'any.pth')
+    assert not torch.equal(net.conv1.weight, average['conv1.weight'])
+    load_weights(net, tmp_path / 'any.pth', key='model_ema')
+    assert torch.equal(net.conv1.weight, average['conv1.weight'])
+
+
+def test_mmpretrain_without_heads(tmp_path):
+    state = {name: value for name, value in filled('tiny')[0].items() if name.startswith('backbone.')}
+    assert 'trans_1.norm1.weight' in read_weights(checkpoint(tmp_path / 'theirs.pth', state))
+
+
+class Other:
+    "A class of whoever saved it."
+
+
+@pytest.mark.parametrize('value', [argparse.Namespace(lr=1e-3, nested=argparse.Namespace(a=[1, 'x'])), np.float64(.5), np.float32(.5),
+                                   np.int64(3), np.bool_(True), np.float64('nan'), [np.float64(.5), {'best': np.int32(1)}]])
+@pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}])
+def test_plain_values_beside_the_weights(tmp_path, value, options):
+    torch.save({'model': WEIGHTS, 'args': value, 'best': value}, tmp_path / 'any.pth', **options)
+    assert same(read_weights(tmp_path / 'any.pth'), WEIGHTS)
+
+
+@pytest.mark.parametrize('value', [Other(), np.zeros(3), Path('x'), {1, 2}, bytearray(3)])
+def test_other_objects_are_named_and_not_made(tmp_path, value):
+    with pytest.raises(WeightsError, match='any.pth: refused, .*it asks for '):
+        taken(tmp_path, {'model': WEIGHTS, 'args': value})
+
+
+@pytest.mark.parametrize('kind', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8,
+                                  torch.bool, torch.complex64])
+@pytest.mark.parametrize('options', [{}, {'_use_new_zipfile_serialization': False}])
+def test_kinds_of_numbers(tmp_path, kind, options):
+    state = {'a': torch.ones(3, 2).to(kind), 'b': torch.nn.Parameter(torch.ones(2)), 'c': torch.ones(4, 4)[1:, ::2]}
+    torch.save(state, tmp_path / 'any.pth', **options)
+    assert same(read_weights(tmp_path / 'any.pth'), state)

@@ -24,9 +24,9 @@ import torch
 import yaml
 from PIL import Image
 
-from bnrcam.conformer import WeightsError, load_weights
 from bnrcam.crf import map_images, write_result
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
+from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.figures import save_figure
 from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
                            write_slider, write_table)
@@ -372,7 +372,7 @@ def mounted(repo, script):
 
 
 def test_disk_of_the_reports_runs_full(fresh):
-    output = mounted(fresh, '''mkdir reports; mount -t tmpfs -o size=80k none reports; make reproduce
+    output = mounted(fresh, '''mkdir reports; mount -t tmpfs -o size=220k none reports; make reproduce
         echo SECOND; mount -o remount,size=99m reports; make reproduce; make reproduce''')
     first, second = output.split('SECOND')
     assert re.search('^[^\n]*reports/tiny/[^\n]*: No space left on device', first, re.M) and 'Traceback' not in first

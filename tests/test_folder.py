@@ -27,7 +27,11 @@ def convert(photos, text, split='train'):
 
 @pytest.mark.parametrize('text', [
     'file,labels\na.jpg,dog\nb.jpg,dog;cat\nc.png, cat ;\n', 'file,dog,cat\na.jpg,1,0\nb.jpg,1,1\nc.png,0,1\n',
-    '\ufefffile,labels\r\na.jpg,dog\r\n\r\n"b.jpg","cat;dog"\r\nc.png,cat\r\n'])
+    '\ufefffile,labels\r\na.jpg,dog\r\n\r\n"b.jpg","cat;dog"\r\nc.png,cat\r\n',
+    # where a decimal comma is the custom, and what a copied range has
+    '\ufefffile;labels\r\na.jpg;dog\r\nb.jpg;"cat;dog"\r\nc.png;cat\r\n', 'file;labels\na.jpg;dog\nb.jpg;cat;dog\nc.png;cat;\n',
+    '"file";"labels"\n"a.jpg";"dog"\n"b.jpg"; "dog;cat"\n"c.png";"cat"\n', 'file;dog;cat\na.jpg;1;0\nb.jpg;1;1\nc.png;0;1\n',
+    'file\tlabels\na.jpg\tdog\nb.jpg\tdog; cat\nc.png\tcat\n', 'file\tcat\tdog\ra.jpg\t0\t1\rb.jpg\t1\t1\rc.png\t1\t0\r'])
 def test_both_forms_and_a_spreadsheets_habits(photos, text):
     data = VOCFolder(convert(photos, text), 'train', CLASSES)
     assert data.names == ['a', 'b', 'c'] and data.labels.tolist() == [[0, 1], [1, 1], [1, 0]]
@@ -47,7 +51,11 @@ def test_both_forms_and_a_spreadsheets_habits(photos, text):
     ('file,cat,dog,cow\na.jpg,1,0,0\n', ['cow']),
     ('file,cat,dog,dog\na.jpg,1,0,0\n', ['twice']),
     ('name,labels\na.jpg,cat\n', ['file,labels']),
-    ('file;labels\na.jpg;cat\n', ['file,labels']),
+    ('name;labels\na.jpg;cat\n', ['file,labels']),
+    ('file;labels\na.jpg;cat,dog\n', ['line 2', "'cat,dog'", "with ';' between"]),
+    ('file;labels\na.jpg\n', ['line 2', 'no label']),
+    ('file;cat;dog\na.jpg;1,0\n', ['line 2', '2 fields', "';' between"]),
+    ('file|labels\na.jpg|cat\n', ['file,labels']),
     ('file,labels\na.jpg,cat,dog\n', ['line 2', '3 fields']),
     ('file,labels\n../photos/a.jpg,cat\n', ['line 2', 'one folder']),
     ('file,labels\n/etc/passwd,cat\n', ['line 2', 'one folder']),
@@ -55,7 +63,7 @@ def test_both_forms_and_a_spreadsheets_habits(photos, text):
     ('file,labels\ntext.jpg,cat\n', ['line 2', 'damaged']),
     ('file,labels\n', ['no rows']),
     ('', ['no rows']),
-    ('file,labels\na.jpg,"cat\n', ['no CSV']),
+    ('file,labels\na.jpg,"cat\n', ['not a CSV file']),
     (b'file,labels\na.jpg,caf\xe9\n', ['UTF-8'])])
 def test_refused_in_one_line_with_nothing_written(photos, text, words):
     with pytest.raises(DataError) as error:

@@ -26,8 +26,8 @@ import yaml
 from PIL import EpsImagePlugin, Image
 
 from bnrcam.affinity import read_walked
-from bnrcam.conformer import WeightsError, load_weights, read_weights
-from bnrcam.data import DataError, VOCFolder, open_picture, read_image, read_labels, read_mask, read_split
+from bnrcam.engine.weights import WeightsError, load_weights, read_weights
+from bnrcam.data import DataError, VOCFolder, image_size, open_picture, read_image, read_labels, read_mask, read_split
 from bnrcam.datasets import convert_coco, read_coco, read_sbd
 from bnrcam.download import VOC_FILES, read_sources, receive, unpack
 from bnrcam.folder import folder_from_table, label_xml, read_table
@@ -38,7 +38,7 @@ from bnrcam.seeds import read_cams
 from bnrcam.segment import deeplab
 from bnrcam.study.graph import line
 from bnrcam.study.profile import ProfileError, read_profile
-from bnrcam.submit import image_size, read_prediction, read_scores
+from bnrcam.submit import read_prediction, read_scores
 from bnrcam.train import load_tensors
 
 HANG = 60  # seconds, for what takes one at most and, were it taken in, an hour or all memory
@@ -155,6 +155,86 @@ def test_a_network_as_code_is_no_weights_file(tmp_path, mark):
     refused(lambda: read_weights(tmp_path / 'script.pth'), 'script.pth')
 
 
+def rebuilt(numel=2, size=(2,), stride=(1,), view=()):
+    "A pickle as `torch.save` writes it, of a tensor that says that its storage and it have these sizes."
+    class Tensor:
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor_v2, (Storage(), 0, size, stride, False, {})
+
+    class Storage: pass
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ('storage', torch.FloatStorage, '0', 'cpu', numel, *view) if isinstance(value, Storage) else None
+
+    file = io.BytesIO()
+    Pickler(file, protocol=2).dump({'weight': Tensor()})
+    return file.getvalue()
+
+
+def archive(content, compression=zipfile.ZIP_STORED, values=bytes(8)):
+    "A zip as `torch.save` writes it."
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', compression) as entries:
+        for name, part in (('data.pkl', content), ('byteorder', b'little'), ('data/0', values), ('version', b'3\n')):
+            entries.writestr(f'x/{name}', part)
+    return file.getvalue()
+
+
+def former(content):
+    "The form of PyTorch before 1.6: pickles in a row, then the values."
+    head = [pickle.dumps(part, protocol=2) for part in (0x1950a86a20f9469cfc6c, 1001, {'little_endian': True})]
+    return b''.join([*head, content, pickle.dumps(['0'], protocol=2), struct.pack('<Q', 2), bytes(8)])
+
+
+def asks(name, *arguments):
+    "A pickle that calls a function by its name."
+    values = b''.join(pickle.dumps(argument, protocol=2)[2:-1] for argument in arguments)
+    return b'\x80\x02' + b'c' + name.replace(' ', '\n').encode() + b'\n(' + values + b'tR.'
+
+
+GIGA = 3 * 10**9
+# `torch.load(weights_only=True)` takes most of these, and the memory
+FLOODS = {'bytearray': archive(asks('builtins bytearray', GIGA)), 'bytearray of Python 2': archive(asks('__builtin__ bytearray', GIGA)),
+          'former bytearray': former(asks('builtins bytearray', GIGA)), 'tensor': archive(asks('torch Tensor', GIGA // 4)),
+          'storage': archive(asks('torch.storage UntypedStorage', GIGA)), 'FloatTensor': archive(asks('torch FloatTensor', GIGA // 4)),
+          'deflated': archive(rebuilt(GIGA // 40, (GIGA // 40,)), zipfile.ZIP_DEFLATED, bytes(GIGA // 10)),
+          'deflated pickle': archive(asks('torch Size', [0] * 10**6), zipfile.ZIP_DEFLATED),
+          'text': archive(asks('numpy dtype', f'S{GIGA}')), 'number': archive(asks('numpy.core.multiarray scalar', GIGA)),
+          'a storage that says more': archive(rebuilt(GIGA // 4, (GIGA // 4,))), 'a tensor that says more': archive(rebuilt(2, (GIGA // 4,))),
+          'one number many times': archive(rebuilt(2, (GIGA // 4,), (0,))), 'former storage': former(rebuilt(GIGA // 4, (GIGA // 4,), view=(None,))),
+          'a long text': archive(b'\x80\x02X' + struct.pack('<I', GIGA) + b'x'), 'former long text': b'\x80\x02\x8d' + struct.pack('<Q', GIGA) + b'x'}
+
+PEAK = '''
+import resource, sys, time
+from bnrcam.engine.weights import WeightsError, read_weights
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+for path in sys.argv[1:]:
+    before, start = peak(), time.perf_counter()
+    try: said = f'read {read_weights(path)}'
+    except WeightsError as error: said = f'refused {error}'
+    print(peak() - before, f'{time.perf_counter() - start:.1f}', said, sep='|')
+'''
+
+
+def test_weights_that_ask_for_the_memory(tmp_path):
+    paths = [tmp_path / f'{i}.pth' for i in range(len(FLOODS))]
+    for path, content in zip(paths, FLOODS.values()):
+        path.write_bytes(content)
+        assert path.stat().st_size < 3_000_000
+    result = subprocess.run([sys.executable, '-c', PEAK, *paths], capture_output=True, text=True, timeout=300, check=True)
+    for name, path, line in zip(FLOODS, paths, result.stdout.splitlines(), strict=True):
+        peak, seconds, said = line.split('|')
+        assert said.startswith(f'refused {path}: ') and int(peak) < 300 and float(seconds) < 10, (name, line)
+
+
+def test_the_harmless_forms_of_these(tmp_path):
+    "So it is the flood that is refused, and not the form."
+    for i, content in enumerate((archive(rebuilt()), former(rebuilt(view=(None,))))):
+        (tmp_path / f'{i}.pth').write_bytes(content)
+        assert read_weights(tmp_path / f'{i}.pth')['weight'].tolist() == [0, 0]
+
+
 def test_checkpoint_that_runs_code(tmp_path, mark, capsys):
     (tmp_path / 'checkpoint.safetensors').write_bytes(torch_zip(Run(mark)))
     assert load_tensors(tmp_path / 'checkpoint.safetensors') == ({}, {})
@@ -248,7 +328,7 @@ BOMBS = {'png of 10 gigapixels': png(100_000, 100_000), 'png just above the limi
 def test_picture_bombs(tmp_path, folder, name):
     for path, read in ((tmp_path / 'x.png', read_image), (tmp_path / 'x.png', lambda path: read_mask(path, 3)),
                        (tmp_path / 'x.png', lambda path: read_prediction(path, (4, 3))),
-                       (folder / 'JPEGImages/train_00000.jpg', lambda path: image_size(folder, 'train_00000')),
+                       (folder / 'JPEGImages/train_00000.jpg', image_size),
                        (folder / 'JPEGImages/train_00000.jpg',
                         lambda path: VOCFolder(folder, 'train', SCENE_CLASSES, masks=True).mask('train_00000')),
                        (folder / 'JPEGImages/train_00000.jpg',

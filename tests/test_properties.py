@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bnrcam.affinity import pair_affinities, random_walk, transition_matrix
-from bnrcam.conformer import WeightsError, fill_weights, read_weights
+from bnrcam.engine.weights import WeightsError, fill_weights, read_weights
 from bnrcam.crf import fill_fours, label_groups, plane_groups
 from bnrcam.data import IGNORE, DataError, read_image, read_labels, read_mask, read_split, write_mask
 from bnrcam.datasets import coco_mask, read_annotations, read_coco, read_sbd

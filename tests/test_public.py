@@ -11,10 +11,9 @@ import torch
 import yaml
 
 import bnrcam.models  # noqa: F401  (registers them with timm)
-from bnrcam.data import VOC_CLASSES, read_mask, read_split
+from bnrcam.data import VOC_CLASSES, image_size, read_mask, read_split
 from bnrcam.datasets import COCO_CLASSES
 from bnrcam.paper import VOC_LABELS
-from bnrcam.submit import image_size
 from miniature import coco_archives, serve, voc_archives, write_sources
 from test_affinity import params_bytes, random_trunk, trunk_arrays
 from test_batch import FIGURES, ROOT, TABLES, make, new_repo
@@ -143,7 +142,8 @@ def test_labels_cover_the_training_split(study):
     folder = study.repo / f'data/runs/{study.name}/noise1-s0/walk_crf'
     assert sorted(path.stem for path in folder.glob('*.png')) == names
     for name in names:
-        read_mask(folder / f'{name}.png', 1 + len(CLASSES[study.name]), image_size(study.root, name))
+        size = image_size(study.root / f'JPEGImages/{name}.jpg')
+        read_mask(folder / f'{name}.png', 1 + len(CLASSES[study.name]), size)
 
 
 def test_table_2(study):

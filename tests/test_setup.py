@@ -1,11 +1,16 @@
 """Set-up looks for what it needs before it fetches anything."""
-import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from bnrcam import prerequisites
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ('bash', 'env', 'make', 'sed', 'grep', 'cat', 'tr', 'nproc', 'git', 'chromium', 'mkdir', 'touch', 'head', 'sort')
@@ -32,13 +37,13 @@ def clone(tmp_path):
     return tmp_path / 'clone'
 
 
-def set_up(clone, tools, python, **environment):
-    "What `make .venv/ready` says that fails before it has made an environment."
-    result = subprocess.run(['make', '.venv/ready', f'PYTHON={python}'], cwd=clone, capture_output=True, text=True,
+def set_up(clone, tools, python, goal='.venv/ready', **environment):
+    "What `make GOAL` says that fails before it has made an environment."
+    result = subprocess.run([tools / 'make', goal, f'PYTHON={python}'], cwd=clone, capture_output=True, text=True,
                             timeout=300, env={'PATH': str(tools), **environment})
     assert result.returncode and not (clone / '.venv').exists()
     assert 'Setting up' not in result.stdout and 'Traceback' not in result.stderr
-    return [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    return [line for line in result.stderr.splitlines() if not line.lower().startswith('make')]
 
 
 def test_names_a_missing_compiler(clone, tools):
@@ -47,8 +52,8 @@ def test_names_a_missing_compiler(clone, tools):
 
 
 def test_names_the_compiler_that_was_asked_for(clone, tools):
-    (tools / 'gcc').symlink_to('/bin/true')
-    (tools / 'g++').symlink_to('/bin/true')
+    (tools / 'gcc').symlink_to(shutil.which('true'))
+    (tools / 'g++').symlink_to(shutil.which('true'))
     line, = set_up(clone, tools, sys.executable, CC='icc -O2', CXX=str(tools / 'g++'))
     assert line.startswith('no icc, the compiler')
 
@@ -70,19 +75,85 @@ runpy.run_path('bnrcam/prerequisites.py', run_name='__main__')"
 @pytest.mark.parametrize('version', [(3, 10, 4), (3, 15, 0)])
 def test_names_a_python_that_does_not_fit(clone, tools, version):
     for name in ('CC', 'CXX'):
-        (tools / name.lower()).symlink_to('/bin/true')
+        (tools / name.lower()).symlink_to(shutil.which('true'))
     line, = set_up(clone, tools, fake_python(tools, version), CC='cc', CXX='cxx')
     assert 'bnrcam runs on 3.11 to 3.14' in line and 'make PYTHON=python3.11' in line
 
 
+@pytest.mark.parametrize('goal', ['.venv/ready', 'reproduce'])
+def test_names_a_python_that_is_not_there(clone, tools, goal):
+    line, = set_up(clone, tools, 'python3.99', goal)
+    assert line.startswith('no python3.99') and 'python3-venv (Debian)' in line
+
+
+def test_batch_of_an_old_python_names_it(clone, tools):
+    "Before batch.py, which such a Python cannot read."
+    for name in ('CC', 'CXX'):
+        (tools / name.lower()).symlink_to(shutil.which('true'))
+    line, = set_up(clone, tools, fake_python(tools, (3, 8, 18)), 'reproduce', CC='cc', CXX='cxx')
+    assert 'is Python 3.8; bnrcam runs on 3.11 to 3.14' in line
+
+
+def make(clone, tools, *arguments):
+    "The errors of a make that stops while it reads its Makefile."
+    result = subprocess.run([tools / 'make', *arguments], cwd=clone, capture_output=True, text=True, timeout=60,
+                            env={'PATH': str(tools)})
+    assert result.returncode and not result.stdout
+    return result.stderr.splitlines()[-1]
+
+
+def test_names_a_make_that_is_too_old(clone, tools):
+    line = make(clone, tools, 'help', 'MAKE_VERSION=3.81')
+    assert 'GNU make 3.81' in line and 'brew install make' in line
+
+
+def test_names_a_missing_bash(clone, tools):
+    (tools / 'bash').unlink()
+    assert 'install bash (Debian, Fedora, Homebrew)' in make(clone, tools, 'help')
+
+
+def test_names_missing_headers(monkeypatch, tmp_path):
+    monkeypatch.setattr(prerequisites.sysconfig, 'get_paths', lambda: {'include': str(tmp_path)})
+    line, = prerequisites.missing_compiler()
+    assert line.startswith(f'no {tmp_path}/Python.h') and 'python3-dev ' in line and 'python3-devel' in line
+
+
+def test_names_a_missing_ensurepip(monkeypatch):
+    "Debian has it in a package of its own."
+    monkeypatch.setattr(prerequisites, 'find_spec', lambda name: None)
+    line, = prerequisites.missing_python()
+    assert line.startswith('no ensurepip') and 'python3-venv' in line
+
+
+def test_names_a_full_disk_unless_the_environment_is_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(prerequisites.shutil, 'disk_usage', lambda folder: SimpleNamespace(free=3.2e9))
+    line, = prerequisites.missing_room(tmp_path / 'not/there')
+    assert line.startswith(f'3.2 GB are free on the disk of {tmp_path};') and 'make VENV=' in line
+    assert not [*prerequisites.missing_room(sys.prefix)]
+
+
+def test_tests_go_on_without_git_and_chromium(monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    chromium, git = prerequisites.wanted()
+    assert 'will be skipped' in chromium and git.startswith('no git')
+
+
 def test_pythons_are_the_same_everywhere():
-    from bnrcam.prerequisites import PYTHONS
-    (_, low), (_, high) = PYTHONS
+    (_, low), (_, high) = prerequisites.PYTHONS
     every = [f'3.{minor}' for minor in range(low, high + 1)]
     assert f'min_python = 3.{low}\n' in (ROOT / 'settings.ini').read_text()
     assert f'range({low}, {high + 1})' in (ROOT / 'setup.py').read_text()
     assert f'Python {every[0]} to {every[-1]}' in (ROOT / 'README.md').read_text()
     assert ', '.join(f'"{version}"' for version in every) in (ROOT / '.github/workflows/ci.yml').read_text()
+
+
+def test_constraints_serve_the_first_release_of_each_python():
+    "Debian 12 has 3.11.2: a version that asks for a later one cannot be installed there."
+    pinned = dict(line.split('==') for line in (ROOT / 'constraints.txt').read_text().splitlines() if '==' in line)
+    for dist in distributions():
+        needed = dist.metadata['Requires-Python']
+        if needed and pinned.get(canonicalize_name(dist.name)) == dist.version:
+            assert SpecifierSet(needed).contains('3.11.0'), f'{dist.name} {dist.version}: {needed}'
 
 
 def test_constraints_are_one_set_for_all_pythons():

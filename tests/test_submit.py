@@ -157,6 +157,11 @@ def test_scores(tmp_path):
     assert frame['tvmonitor'].tolist() == [52, 52] and list(frame.columns) == ['run', *VOC_LABELS]
 
 
+def test_scores_of_a_spreadsheet_with_decimal_commas(tmp_path):
+    text = '\n'.join(line.replace(',', ';').replace('.', ',') for line in (HEADER, ROW))
+    assert scores(tmp_path, text).equals(scores(tmp_path, f'{HEADER}\n{ROW}'))
+
+
 def test_columns_in_any_order(tmp_path):
     header, row = HEADER.split(','), ROW.split(',')
     assert scores(tmp_path, ','.join(header[::-1]) + '\n' + ','.join(row[::-1])).equals(scores(tmp_path, f'{HEADER}\n{ROW}'))
@@ -171,7 +176,7 @@ def test_nothing_uploaded(tmp_path):
 BAD = {'unknown class': (HEADER.replace('sofa', 'couch'), "line 1: unknown class 'couch'"),
        'missing class': (HEADER.replace(',sofa', ''), "line 1: no column 'sofa'"),
        'class twice': (f'{HEADER},sofa', "line 1: column 'sofa' stands there twice"),
-       'semicolons': (HEADER.replace(',', ';'), 'with commas'), 'empty file': ('', "no column 'run'"),
+       'bars': (HEADER.replace(',', '|'), 'line 1 must be run,background'), 'empty file': ('', "no column 'run'"),
        'no number': (f'{HEADER}\n{ROW.replace("50.3", "n/a")}', "line 2, bird: 'n/a' is no number"),
        'percent sign': (f'{HEADER}\n{ROW.replace("50.3", "50.3%")}', 'line 2, bird'),
        'nan': (f'{HEADER}\n{ROW.replace("50.3", "nan")}', 'line 2, bird: nan is not between'),
@@ -182,7 +187,7 @@ BAD = {'unknown class': (HEADER.replace('sofa', 'couch'), "line 1: unknown class
        'decimal comma': (f'{HEADER}\n{ROW.replace("50.3", "50,3")}', 'line 2: 23 values for 22 columns'),
        'run twice': (f'{HEADER}\n{ROW}\n\n{ROW}', 'line 4: noise1-s0 stands in line 2 already'),
        'no run': (f'{HEADER}\n{ROW.replace("noise1-s0", "")}', 'line 2: no name of a run'),
-       'no text': (b'run,\xff\xfe\x00', 'no UTF-8 text')}
+       'no text': (b'run,\xff\xfe\x00', 'not a CSV file in UTF-8')}
 
 
 @pytest.mark.parametrize('text, message', BAD.values(), ids=BAD.keys())

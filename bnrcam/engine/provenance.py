@@ -144,7 +144,7 @@ def full_name(thing: Callable) -> str:
 
 
 def describe(value: object, seen: tuple = ()) -> object:
-    "What `value` is and does, as plain values ready for JSON, equal if and only if it would do the same."
+    "What `value` is and does, as plain values ready for JSON; equal for what does the same."
     if isinstance(value, PLAIN) and not isinstance(value, Enum):
         return value
     if any(value is other for other in seen):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'GRAIN', 'KINDS', 'alive', 'locked', 'hold', 'share', 'file_digest', 'outputs', 'begin', 'end', 'write',
-           'leaves', 'differences', 'from_future', 'changes', 'changed', 'stale', 'redate', 'check', 'Contents',
-           'split_contents', 'main']
+           'leaves', 'differences', 'from_future', 'changes', 'changed', 'stale_products', 'stale', 'redate', 'check',
+           'Contents', 'split_contents', 'main']
 
 # %% ../../nbs/study/01_batch.ipynb #3b9c0650
 import fcntl
@@ -189,13 +189,18 @@ def changed(file: str, then: str | None, digest: Callable[[str], str | None], se
         yield f'{file} cannot be read ({error})'
 
 
-def stale(folder: str) -> None:
-    "Print the executed notebooks in `folder` that `make` has to make again, whatever their dates, and then 'looked'."
+def stale_products(folder: str) -> Iterator[str]:
+    "The executed notebooks in `folder` that `make` has to make again, whatever their dates."
     products, digest = [*Path(folder).glob('*.ipynb'), *Path(folder).glob('*/*.ipynb')], cache(file_digest)
     for product in sorted(products):
         if not product.name.endswith('.failed.ipynb') and next(changes(product, digest), None):
-            print(product)
-    print('looked')
+            yield str(product)
+
+
+def stale(folder: str) -> None:
+    "Print `stale_products`, a line each."
+    for product in stale_products(folder):
+        print(product)
 
 # %% ../../nbs/study/01_batch.ipynb #174a08f1
 def redate(*sources: str) -> None:

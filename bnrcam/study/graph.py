@@ -6,22 +6,22 @@
 __all__ = ['SCRATCH', 'DRAWS', 'NEEDS', 'Step', 'label_runs', 'pretrainings', 'trainings', 'seeds', 'trunk', 'pseudo_labels',
            'segmentations', 'steps', 'cells', 'parameters', 'values', 'imported', 'module', 'templates', 'code',
            'result_steps', 'results', 'Job', 'files', 'jobs', 'text', 'line', 'rules', 'folder_name', 'check_variants',
-           'replace', 'write_graph', 'main']
+           'holds', 'replace', 'write_graph', 'main']
 
-# %% ../../nbs/study/02_graph.ipynb #fe21353a
+# %% ../../nbs/study/02_graph.ipynb #15887943
 import ast
 import json
 import os
 import sys
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-from .batch import Contents, split_contents
+from .batch import Contents, redate, split_contents, stale_products
 from .profile import ProfileError, read_profile
 
 # %% ../../nbs/study/02_graph.ipynb #e09f01e9
@@ -269,13 +269,13 @@ def jobs(profile: dict, root: str | None = None, base: str | Path = '.') -> dict
                                code(notebook, base))
     return found
 
-# %% ../../nbs/study/02_graph.ipynb #5ba498d5
-def text(job: Job, profile: str, contents: Contents) -> str:
-    "The file of a job: a line for each setting. profile: path of the profile."
+# %% ../../nbs/study/02_graph.ipynb #db6d8913
+def text(job: Job, profile: str, look: Callable[[str, str], dict[str, str]]) -> str:
+    "The file of a job: a line for each setting. profile: path of the profile. look: `split_contents` of (root, split)."
     lines = [f'# profile of this study: {profile}']
     root = job.parameters.get('root')
     for split in job.splits() if root else []:
-        found = split_contents(root, split, contents)
+        found = look(root, split)
         lines += [f'# {kind} of split {split} in {root}: {digest}' for kind, digest in found.items()]
     for name, value in job.parameters.items():
         nested = isinstance(value, dict) and value
@@ -289,9 +289,9 @@ def line(key: str, value: object) -> str:
     whole = yaml.safe_dump({key: value}, default_flow_style=True, width=float('inf'), sort_keys=False)
     return whole.strip()[1:-1]
 
-# %% ../../nbs/study/02_graph.ipynb #86d01483
+# %% ../../nbs/study/02_graph.ipynb #71877539
 def rules(found: dict[str, Job], out: str, again: list[str]) -> Iterator[str]:
-    "The lines that make includes. out: folder of the products. again: names of the jobs whose settings or data changed."
+    "The lines that make includes. out: folder of the products. again: the products that are stale whatever their dates."
     stages = [name for name, job in found.items() if 'stages' in job.notebook.parts]
     yield f"PRODUCTS := {' '.join(f'{out}/{name}.ipynb' for name in found)}"
     yield f"RESULTS := {' '.join(name for name in found if name not in {*stages, 'index'})}"
@@ -300,7 +300,8 @@ def rules(found: dict[str, Job], out: str, again: list[str]) -> Iterator[str]:
     for name, job in found.items():
         needs = ['$(RESULTS:%=' + out + '/%.ipynb)'] if name == 'index' else [f'{out}/{need}.ipynb' for need in job.needs]
         sources = [job.notebook, f'{out}/{name}.yaml', *job.files, *job.code, *needs]
-        yield f"{out}/{name}.ipynb: {' '.join(map(str, sources))}{' again' * (name in again)}"
+        yield f"{out}/{name}.ipynb: {' '.join(map(str, sources))}"
+    yield from (f'{product}: again' for product in dict.fromkeys(again))
 
 
 def folder_name(path: str) -> str:
@@ -320,16 +321,24 @@ def check_variants(profile: dict, path: str) -> None:
         for name in sorted(asked - {*VARIANTS}):
             raise ProfileError([f"{path}: variants: there is no {name!r}, but {', '.join(VARIANTS)}"])
 
-# %% ../../nbs/study/02_graph.ipynb #87c1a9f3
+# %% ../../nbs/study/02_graph.ipynb #e97f7e60
+def holds(path: Path, content: str) -> bool:
+    "Whether a regular file has that content."
+    return path.is_file() and not path.is_symlink() and path.read_text(encoding='utf-8', errors='replace') == content
+
+
 def replace(path: Path, content: str) -> None:
     "Write a file in one step, unless it holds that already."
-    if path.is_file() and not path.is_symlink() and path.read_text(encoding='utf-8') == content:
+    if holds(path, content):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    partial.unlink(missing_ok=True)  # of a link, not what it leads to
-    partial.write_text(content, encoding='utf-8')
-    os.replace(partial, path)
+    new = path.with_name(f'{path.name}.partial')
+    try:
+        new.unlink(missing_ok=True)  # of a link, not what it leads to
+        new.write_text(content, encoding='utf-8')
+        os.replace(new, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # that of a full disk names no file
 
 
 def write_graph(path: str, root: str, makefile: str, dry: bool) -> None:
@@ -339,17 +348,15 @@ def write_graph(path: str, root: str, makefile: str, dry: bool) -> None:
     check_variants(profile, path)
     found, out = jobs(profile, folder_name(root)), f"reports/{profile['profile']}"
     contents = Contents(f"reports/.{profile['profile']}.contents.json")
-    texts = {name: text(job, path, contents) for name, job in found.items()}
-    again = []
-    for name, content in texts.items():
-        place = Path(f'{out}/{name}.yaml')
-        if not dry:
-            replace(place, content)
-        elif not place.is_file() or place.read_text(encoding='utf-8') != content:
-            again.append(name)
+    look = cache(partial(split_contents, contents=contents))
+    texts = {f'{out}/{name}.yaml': text(job, path, look) for name, job in found.items()}
+    again = [place.replace('.yaml', '.ipynb') for place, content in texts.items() if not holds(Path(place), content)]
     if not dry:
+        for place, content in texts.items():
+            replace(Path(place), content)
         contents.save()
-    replace(Path(makefile), '\n'.join(rules(found, out, again)) + '\n')
+        redate(*texts, *{str(file) for job in found.values() for file in (job.notebook, *job.code)})
+    replace(Path(makefile), '\n'.join(rules(found, out, [*again, *stale_products(out)])) + '\n')
 
 
 def main(path: str, root: str, makefile: str, *dry: str) -> None:
