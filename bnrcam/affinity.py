@@ -285,12 +285,12 @@ def attention_walk(scores: Tensor, queries: Sequence[Tensor], keys: Sequence[Ten
 # %% ../nbs/10_affinity.ipynb #6074b0fb
 def walk_by_attention(model: nn.Module, image: Image.Image, cams: CAMs, scale: int = 512, beta: float = 1.,
                       steps: int = 1) -> Walked:
-    "The seed `cams` of `image` after a walk by the attention of the Conformer `model`, which sees a square of `scale`."
+    "The seed `cams` of `image` after a walk by the attention of the classifier `model`, which sees a square of `scale`."
     device = next(model.parameters()).device
     output = model(to_input(image.resize((scale, scale), Image.Resampling.BICUBIC))[None].to(device))
     seed = torch.from_numpy(seed_scores(cams))[None].to(device)
     tokens = F.pad(F.interpolate(seed, output.cam.shape[-2:], mode='area'), (0, 0, 0, 0, 1, 0), value=1.)
-    scores = attention_walk(tokens, output.queries, output.keys, steps, beta)
+    scores = attention_walk(tokens, output.queries, output.keys, steps, beta, output.prefix_tokens)
     return Walked(cams.classes, cams.size, cams.size, scores[0])
 
 # %% ../nbs/10_affinity.ipynb #3431c154

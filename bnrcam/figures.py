@@ -22,7 +22,7 @@ from matplotlib.patches import ConnectionPatch, Patch
 from torch import Tensor, nn
 
 from .cam import add_noise, attention_map, refine
-from .conformer import ConformerOutput
+from .conformer import CAMOutput
 from .data import IGNORE, VOCFolder, disk_errors, read_mask
 from .paper import recent, table
 from .scenes import voc_palette
@@ -124,14 +124,15 @@ def _label_maps(dataset, names, folders):
             for title, folder in folders.items()}
 
 # %% ../nbs/12_figures.ipynb #f1cb0866
-def method_figure(image: np.ndarray, output: ConformerOutput, channel: int, label: str) -> Figure:
+def method_figure(image: np.ndarray, output: CAMOutput, channel: int, label: str) -> Figure:
     """Figure 2: the road from one image to the two losses, with the tensors of a forward pass of batch 1.
 
     channel: the class shown, background counted. label: its name."""
     M = output.cam
-    refined = refine(M, output.queries, output.keys)
-    noisy = add_noise(refined, output.queries, output.keys)
-    attention = attention_map(output.queries, output.keys)[0].numpy()
+    heads = output.queries, output.keys
+    refined = refine(M, *heads, output.prefix_tokens)
+    noisy = add_noise(refined, *heads, prefix_tokens=output.prefix_tokens)
+    attention = attention_map(*heads, output.prefix_tokens)[0].numpy()
     figure = plt.figure(figsize=(10, 3.6))
     boxes = {  # left, bottom, picture, title
         'image': (.00, .36, image, f'image: {literal(label)}'), 'cam': (.25, .66, M[0, channel], 'M  (Eq. 1)'),
@@ -165,7 +166,7 @@ def _arrow(figure, start, end, note):
 
 # %% ../nbs/12_figures.ipynb #f6ecaa4e
 @torch.inference_mode()
-def forward_one(model: nn.Module, dataset: VOCFolder, name: str, scale: int) -> ConformerOutput:
+def forward_one(model: nn.Module, dataset: VOCFolder, name: str, scale: int) -> CAMOutput:
     "Forward pass of one image of a data set at scale x scale pixels, batch 1, in eval mode."
     item = Views((scale,))(dataset[dataset.names.index(name)])
     return model.eval()(item[f'view_{scale}'][None])
@@ -288,9 +289,9 @@ def collapse_figure(scratch: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     return figure
 
 # %% ../nbs/12_figures.ipynb #71cd7b7d
-def received_attention(output: ConformerOutput) -> Tensor:
+def received_attention(output: CAMOutput) -> Tensor:
     "Attention that each patch receives from all patches, (B, h, w), of mean 1 if it were even: column means of A*, scaled."
-    A = attention_map(output.queries, output.keys)
+    A = attention_map(output.queries, output.keys, output.prefix_tokens)
     received = A.mean(1)
     return (received / received.mean(1, keepdim=True)).unflatten(1, output.cam.shape[-2:])
 

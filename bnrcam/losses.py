@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cam import pooled_noise
-from .conformer import ConformerOutput
+from .conformer import CAMOutput
 
 # %% ../nbs/05_losses.ipynb #a3334cc3
 class Variant(NamedTuple):
@@ -39,10 +39,10 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return multilabel_loss(logits[:, 1:], labels)
 
 # %% ../nbs/05_losses.ipynb #0eaef4bf
-def bnr_loss(output: ConformerOutput, labels: Tensor, variant: Variant = VARIANTS['noise1']) -> dict[str, Tensor]:
+def bnr_loss(output: CAMOutput, labels: Tensor, variant: Variant = VARIANTS['noise1']) -> dict[str, Tensor]:
     """Eq. 9 as scalars: `loss` (to minimise), its part `loss_cls` and, unless the variant is the baseline, `loss_noise`.
 
-    output: of a Conformer with S channels, or any tuple with the same fields. labels: (B, S - 1) float in {0, 1}."""
+    output: of a network of `create_classifier`, S channels. labels: (B, S - 1) float in {0, 1}."""
     loss_cls = classification_loss(output.logits, labels)
     if variant.order is None:
         return {'loss': loss_cls, 'loss_cls': loss_cls}
@@ -50,7 +50,8 @@ def bnr_loss(output: ConformerOutput, labels: Tensor, variant: Variant = VARIANT
     return {'loss': loss_cls + loss_noise, 'loss_cls': loss_cls, 'loss_noise': loss_noise}
 
 
-def noise_logits(output: ConformerOutput, variant: Variant) -> Tensor:
+def noise_logits(output: CAMOutput, variant: Variant) -> Tensor:
     "z, (B, S): the mean over space of the refined CAM with the variant's noise (Eq. 5-7)."
-    z = pooled_noise(output.cam, output.queries, output.keys, variant.order, through=variant.through)
+    z = pooled_noise(output.cam, output.queries, output.keys, variant.order, output.prefix_tokens,
+                     variant.through)
     return variant.scale * z

@@ -32,7 +32,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import psutil
-import timm
 import torch
 from PIL import Image
 from torch import nn
@@ -45,7 +44,7 @@ from .data import DataError, VOCFolder, read_image, read_labels, read_split, wri
 from .download import COCO_FILES, VOC_FILES, gigabytes, needed_space
 from .evaluate import evaluate_labels, evaluate_seeds
 from .launch import processes
-from . import models  # registers them with timm
+from .models import create_classifier
 from .resnet38 import ResNet38Classifier, train_trunk
 from .scenes import voc_palette
 from .seeds import CAMs, PRECISIONS, Views, mirrored_cam, read_cams, refiner, write_cams
@@ -403,9 +402,7 @@ def measure_training(build: Callable[[], nn.Module], train: Callable, dataset: D
 # %% ../nbs/14_plan.ipynb #60f5e361
 def conformer(profile: dict) -> nn.Module:
     "The classifier of a profile, untrained."
-    model = profile['model']
-    net = timm.create_model(model['name'], num_classes=1 + len(profile['dataset']['classes']),
-                            drop_path_rate=model['drop_path_rate'])
+    net = create_classifier(profile['model'], 1 + len(profile['dataset']['classes']))
     net.set_grad_checkpointing(profile['compute'].get('checkpointing', False))
     return net
 

@@ -1,9 +1,8 @@
 """What several tests need: a tiny folder in VOC layout, and a tiny network."""
 import pytest
-import timm
 import torch
 
-import bnrcam.models  # noqa: F401  (registers them with timm)
+from bnrcam.models import create_classifier
 from bnrcam.scenes import write_scenes
 from browsing import chromium
 from miniature import serve
@@ -24,7 +23,7 @@ def folder(scenes, tmp_path):
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    return timm.create_model('conformer_mini_patch16', num_classes=7)
+    return create_classifier('conformer_mini_patch16', 7)
 
 
 @pytest.fixture

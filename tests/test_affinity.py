@@ -19,7 +19,7 @@ from bnrcam.cam import attention_map, block_attention
 from bnrcam.engine.weights import WeightsError
 from bnrcam.crf import crf_labels, map_images
 from bnrcam.data import DataError, VOCFolder, to_input
-from bnrcam.models import conformer_mini_patch16
+from bnrcam.models import create_classifier
 from bnrcam.resnet38 import ResNet38, load_resnet38, parameter_groups, read_params, torch_name
 from bnrcam.scenes import SCENE_CLASSES, write_scenes
 from bnrcam.seeds import CAMs, seed_scores, write_cams
@@ -291,7 +291,7 @@ def test_weights_of_another_network(tmp_path):
     # as saved before PyTorch 0.4.1
     torch.save({name: value for name, value in state.items() if not name.endswith('tracked')}, path)
     assert load_resnet38(ResNet38(1 / 16), path) == []
-    other = conformer_mini_patch16(num_classes=7).state_dict()
+    other = create_classifier('conformer_mini_patch16', 7).state_dict()
     for model, weights in ((ResNet38(1 / 8), state), (AffinityNet(1 / 16), state), (ResNet38(1 / 16), other),
                            (ResNet38(1 / 16), {**state, 'x': torch.ones(1)})):
         torch.save(weights, path)
@@ -434,7 +434,7 @@ def test_walk_of_a_split(scenes, stages, tmp_path):
 
 def test_walk_by_attention(scenes, stages, tmp_path):
     torch.manual_seed(0)
-    model = conformer_mini_patch16(num_classes=7)
+    model = create_classifier('conformer_mini_patch16', 7)
     folder = infer_walks(walk_by_attention, model, scenes, stages / 'seeds', tmp_path / 'walk', scale=96, steps=2)
     for name in scenes.names:
         walked = read_walked(folder / f'{name}.safetensors')

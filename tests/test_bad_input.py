@@ -11,6 +11,7 @@ from PIL import Image
 from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.data import DataError, VOCFolder, read_image
 from bnrcam.evaluate import evaluate_seeds
+from bnrcam.models import create_classifier
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import infer_seeds
 from bnrcam.train import TrainingError, train_classifier
@@ -178,7 +179,7 @@ def save(net, path):
 
 
 def test_weights_of_another_network(net, tmp_path):
-    path = save(timm.create_model('conformer_tiny_patch16', num_classes=7), tmp_path / 'tiny.pth')
+    path = save(create_classifier('conformer_tiny_patch16', 7), tmp_path / 'tiny.pth')
     before = net.conv1.weight.clone()
     with pytest.raises(WeightsError) as error:
         load_weights(net, path)
@@ -222,7 +223,7 @@ def test_missing_weights(net, tmp_path):
 
 
 def test_weights_that_are_not_finite(net, tmp_path):
-    other = timm.create_model('conformer_mini_patch16', num_classes=7)
+    other = create_classifier('conformer_mini_patch16', 7)
     other.conv1.weight.data[0] = torch.inf
     with pytest.raises(WeightsError) as error:
         load_weights(net, save(other, tmp_path / 'inf.pth'))

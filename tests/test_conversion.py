@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 
-import bnrcam.models  # noqa: F401  (registers them with timm)
+from bnrcam.models import create_classifier
 from bnrcam.engine.weights import HEADS, WeightsError, load_weights, published_names, read_weights
 from golden.recipe import fill_state_dict, image
 
@@ -35,14 +34,6 @@ def filled(size):
     return dict(zip(LISTED['names'], values.values(), strict=True)), values
 
 
-def classifier(size):
-    "The ImageNet network: ours but for stride 2 in the last fusion block."
-    net = timm.create_model(f'conformer_{size}_patch16', num_classes=1000).eval()
-    last = net.conv_trans_12.fusion_block
-    last.conv2.stride = last.residual_conv.stride = (2, 2)
-    return net
-
-
 def checkpoint(path, state):
     torch.save({'meta': {'mmcls_version': '0.18.0', 'epoch': 300}, 'state_dict': state}, path)
     return path
@@ -52,9 +43,8 @@ def checkpoint(path, state):
 def test_names_and_shapes(size):
     published = {name: tuple(value.shape) for name, value in published_names(empty(size)).items()}
     assert len(published) == len(LISTED['names']) == 718  # no two become one
-    ours = timm.create_model(f'conformer_{size}_patch16', num_classes=1000).state_dict()
-    trunk = {name: tuple(value.shape) for name, value in ours.items() if not name.startswith(HEADS[0])}
-    assert trunk.items() <= published.items() and published.keys() == ours.keys()
+    ours = timm.create_model(f'conformer_{size}_patch16').state_dict()
+    assert published == {name: tuple(value.shape) for name, value in ours.items()}
     if size == 'small':  # and the heads as in the authors' own file
         listed = json.loads((GOLDEN / 'state_conformer_small_patch16_1000.json').read_text())
         assert published == {name: tuple(shape) for name, shape in listed.items()}
@@ -62,14 +52,14 @@ def test_names_and_shapes(size):
 
 def test_outputs_are_mmpretrain_s(tmp_path):
     file = np.load(GOLDEN / 'mmpretrain_conformer_small_224.npz')
-    state, values = filled('small')
-    net = classifier('small')
-    assert load_weights(net, checkpoint(tmp_path / 'small.pth', state)) == ['conv_cls_head.weight']  # theirs is linear
-    net.conv_cls_head = torch.nn.Identity()
+    state, _ = filled('small')
+    net = timm.create_model('conformer_small_patch16').eval()
+    assert load_weights(net, checkpoint(tmp_path / 'small.pth', state)) == []
     with torch.no_grad():
-        output = net(torch.from_numpy(np.stack([image(int(seed), *file['hw']) for seed in file['seeds']])))
-        conv = F.linear(output.cam.mean((-2, -1)), values['conv_cls_head.weight'], values['conv_cls_head.bias'])
-    for ours, theirs in ((conv, file['conv']), (output.token_logits, file['trans'])):
+        images = torch.from_numpy(np.stack([image(int(seed), *file['hw']) for seed in file['seeds']]))
+        features, token, *_ = net.branches(images)
+        logits = net.forward_head(features), net.trans_cls_head(token)
+    for ours, theirs in zip(logits, (file['conv'], file['trans']), strict=True):
         assert np.abs(ours.numpy() - theirs).max() <= 2e-5 * np.abs(theirs).max()
 
 
@@ -80,7 +70,7 @@ def test_same_as_the_published_file(tmp_path, wrap):
     torch.save({'model': values}, ours := tmp_path / 'ours.pth')
     left, right = read_weights(theirs), read_weights(ours)
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-    nets = [timm.create_model('conformer_tiny_patch16', num_classes=21).eval() for _ in range(2)]
+    nets = [create_classifier('conformer_tiny_patch16', 21).eval() for _ in range(2)]
     torch.nn.Module.load_state_dict(nets[1], nets[0].state_dict())  # the heads, which no file has
     for net, path in zip(nets, (theirs, ours)):
         assert len(load_weights(net, path)) == 4
@@ -98,7 +88,7 @@ def test_same_as_the_published_file(tmp_path, wrap):
 def test_anything_else_is_refused(tmp_path, spoil):
     state, _ = filled('tiny')
     spoil(state)
-    net = timm.create_model('conformer_tiny_patch16', num_classes=21)
+    net = create_classifier('conformer_tiny_patch16', 21)
     with pytest.raises(WeightsError, match='theirs.pth'):
         load_weights(net, checkpoint(tmp_path / 'theirs.pth', state))
 
@@ -106,10 +96,10 @@ def test_anything_else_is_refused(tmp_path, spoil):
 def test_other_sizes_and_networks_are_refused(tmp_path):
     path = checkpoint(tmp_path / 'tiny.pth', filled('tiny')[0])
     with pytest.raises(WeightsError, match='another network'):
-        load_weights(timm.create_model('conformer_small_patch16', num_classes=21), path)
+        load_weights(create_classifier('conformer_small_patch16', 21), path)
     path = checkpoint(tmp_path / 'vit.pth', {'backbone.ln1.weight': torch.ones(384), 'head.fc.weight': torch.ones(2, 384)})
     with pytest.raises(WeightsError, match='another network'):
-        load_weights(timm.create_model('conformer_tiny_patch16', num_classes=21), path)
+        load_weights(create_classifier('conformer_tiny_patch16', 21), path)
 
 
 # what programs wrap around weights

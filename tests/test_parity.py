@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 from bnrcam.cam import add_noise, attention_map, block_attention, refine
 from bnrcam.evaluate import confusion_matrix, curve_confusions, iou, score_histogram
 from bnrcam.losses import VARIANTS, bnr_loss, noise_logits
+from bnrcam.models import create_classifier
 from bnrcam.seeds import SCALES, CAMs, Views, mirrored_cam, read_cams, refiner, seed_scores, write_cams
 from golden.recipe import fill_state_dict, image
 
@@ -24,12 +25,16 @@ def golden(name): return np.load(GOLDEN / f'{name}.npz')
 def names(file): return {name: tuple(shape) for name, shape in json.loads((GOLDEN / f'{file}.json').read_text()).items()}
 
 
-def recipe_model(size, dtype=torch.float32, num_classes=21):
-    "A Conformer filled with the recipe's weights."
-    net = timm.create_model(f'conformer_{size}_patch16', num_classes=num_classes).eval()
+def recipe_model(size, dtype=torch.float32):
+    "A CAM network filled with the recipe's weights."
+    return filled(create_classifier(f'conformer_{size}_patch16', 21), dtype)
+
+
+def filled(net, dtype=torch.float32):
+    "`net` in eval mode, with the recipe's weights."
     shapes = {name: value.shape for name, value in net.state_dict().items()}
     net.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in fill_state_dict(shapes).items()})
-    return net.to(dtype)
+    return net.to(dtype).eval()
 
 
 def batch(file, key='seeds'):
@@ -45,7 +50,7 @@ def close(ours, theirs, tolerance):
 
 @pytest.mark.parametrize('size', ['tiny', 'small', 'base'])
 def test_state_dict_names_and_shapes(size):
-    net = timm.create_model(f'conformer_{size}_patch16', num_classes=21)
+    net = create_classifier(f'conformer_{size}_patch16', 21)
     assert {name: tuple(value.shape) for name, value in net.state_dict().items()} == names(f'state_transcam_{size}')
 
 
@@ -89,16 +94,13 @@ def test_attention_of_each_block():
 def test_imagenet_classifier():
     "The published ImageNet network: linear heads, and stride 2 in the last fusion block."
     file = golden('conformer_cls_small_224')
-    net = recipe_model('small', num_classes=1000)
-    last = net.conv_trans_12.fusion_block
-    last.conv2.stride = last.residual_conv.stride = (2, 2)
-    net.conv_cls_head = torch.nn.Identity()
-    head = fill_state_dict({f'conv_cls_head.{n}': s for n, s in {'weight': (1000, 1024), 'bias': (1000,)}.items()})
+    net = filled(timm.create_model('conformer_small_patch16'))
+    assert {n: tuple(v.shape) for n, v in net.state_dict().items()} == names('state_conformer_small_patch16_1000')
     with torch.no_grad():
-        out = net(batch(file))
-        conv = F.linear(out.cam.mean((-2, -1)), *map(torch.from_numpy, head.values()))
-        close(conv, file['conv_cls'], 2e-5)
-        close(out.token_logits, file['trans_cls'], 2e-5)
+        features, token, *_ = net.branches(batch(file))
+        close(net.forward_head(features), file['conv_cls'], 2e-5)
+        close(net.trans_cls_head(token), file['trans_cls'], 2e-5)
+        close(net(batch(file)), (file['conv_cls'] + file['trans_cls']) / 2, 2e-5)
 
 
 BNR = {'k0': 'noise0', 'k1': 'noise1', 'k2': 'noise2', 'k1x2': 'noise2x'}

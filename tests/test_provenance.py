@@ -31,7 +31,7 @@ from bnrcam.seeds import CAMs, infer_seeds, write_cams
 from bnrcam.segment import SegmentData, deeplab, infer_segments, train_segmenter
 from bnrcam.train import TrainingError, save_tensors, train_classifier, warmup_cosine
 from bnrcam.transforms import train_transform
-from bnrcam.conformer import ConformerOutput
+from bnrcam.conformer import CAMOutput
 
 torch.set_num_threads(1)
 
@@ -176,7 +176,7 @@ def test_outputs_that_do_not_fit_the_labels(root, tmp_path):
     with pytest.raises(ValueError, match=r'\(8, 6\).*\(8, 1\)'):
         train_trunk(ResNet38Classifier(6, 1 / 32), one, tmp_path, epochs=1, lr=1e-3, batch_size=8, seed=0)
     for outputs, labels in (((4, 21), (4, 1)), ((4, 2), (4, 20))):
-        output = ConformerOutput(torch.zeros(*outputs, 2, 2), torch.zeros(*outputs), [], [])
+        output = CAMOutput(torch.zeros(*outputs, 2, 2), torch.zeros(*outputs), [], [])
         with pytest.raises(ValueError, match='do not fit'): bnr_loss(output, torch.zeros(*labels))
 
 

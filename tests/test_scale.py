@@ -9,17 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file
 
-import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.affinity import AffinityData, AffinityNet, crf_seed, infer_walks, pseudo_label, train_affinity, \
     walk_by_affinity, walk_by_attention
 from bnrcam.crf import map_images
 from bnrcam.data import VOCFolder
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds
 from bnrcam.launch import GlobalBatchNorm, processes, see_whole_batch
+from bnrcam.models import create_classifier
 from bnrcam.scenes import SCENE_CLASSES, write_scenes
 from bnrcam.seeds import infer_seeds
 from bnrcam.train import TrainingError, train_classifier
@@ -56,7 +55,7 @@ class Unplugged(VOCFolder):
 def classifier(data, folder):
     "Three epochs of three batches with every random layer on."
     torch.manual_seed(0)
-    net = timm.create_model('conformer_mini_patch16', num_classes=7, depth=3, drop_path_rate=.5).double()
+    net = create_classifier({'name': 'conformer_mini_patch16', 'depth': 3, 'drop_path_rate': .5}, 7).double()
     return train_classifier(net, data, 'noise1', folder, epochs=2.67, lr=1e-4, batch_size=4, seed=0)
 
 
@@ -75,7 +74,7 @@ def work(root, out):
 
     torch.manual_seed(1)
     images = VOCFolder(root, 'val', SCENE_CLASSES, masks=True)
-    net = timm.create_model('conformer_mini_patch16', num_classes=7, depth=3)
+    net = create_classifier({'name': 'conformer_mini_patch16', 'depth': 3}, 7)
     seeds = infer_seeds(net, VOCFolder(root, 'val', SCENE_CLASSES), out / 'cams', scales=SCALES, batch_size=2)
     scores = {'seeds': evaluate_seeds(images, seeds)}
 

@@ -122,7 +122,8 @@ def code_digest(*modules: str) -> str:
 # %% ../../nbs/engine/02_provenance.ipynb #a0f38de7
 LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib'))
 PLAIN = (type(None), bool, int, float, str)
-NOT_COUNTED = {'training', 'grad_checkpointing'}  # attributes of networks
+NOT_COUNTED = {'training', 'grad_checkpointing',  # attributes of networks; below: where weights come from
+               'default_cfg', 'pretrained_cfg', 'pretrained_model_args', 'left_out'}
 
 
 def origin(thing: object) -> str:
