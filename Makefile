@@ -97,7 +97,7 @@ reproduce: $(if $(GRAPH),$(OUT)/index.ipynb)  ## run what is stale of the study;
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
 
 verify: $(READY)  ## count the pixels again, and recompute every number and table of a finished study
-	@$(BIN)/python -c "$(SHORT) from bnrcam.report import verify; verify('$(YAML)', '$(DATA)')"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.study.verify import verify; verify('$(YAML)', '$(DATA)')"
 
 plan: $(READY)  ## what reproduce would run, and how long, on this machine: a few steps of each stage are timed
 	@$(BIN)/python -c "$(SHORT) from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"

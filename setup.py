@@ -21,5 +21,6 @@ setup(
     long_description=readme, long_description_content_type='text/markdown', keywords=cfg['keywords'].split(),
     classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}", *pythons],
     project_urls={'Source': cfg['git_url'], 'Changelog': f"{cfg['git_url']}/blob/main/CHANGELOG.md"},
-    packages=find_packages(include=['bnrcam*']), python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=['bnrcam*']), package_data={'bnrcam.study': ['templates/*']},
+    python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(), extras_require=extras, zip_safe=False)

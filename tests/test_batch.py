@@ -145,7 +145,7 @@ def test_archive_for_the_server(repo):
 def test_only_what_changed_is_stale(repo):
     stages = {f'{run}/seeds' for run in ('baseline-s0', 'noise1-s0')}
     assert ran(repo, '-W', 'nbs/results/table5.ipynb') == {'table5', 'index'}
-    assert ran(repo, '-W', 'bnrcam/figures.py') == RESULTS | {'index'}
+    assert ran(repo, '-W', 'bnrcam/study/figures.py') == RESULTS | {'index'}
     assert ran(repo, '-W', 'bnrcam/evaluate.py') == stages | {'noise1-s0/pseudo'} | SEGMENT | RESULTS | {'index'}
     assert ran(repo, '-W', 'bnrcam/crf.py') == {'noise1-s0/pseudo', 'table1', 'pseudo', 'index'} | SEGMENT | NETWORK
     assert ran(repo, '-W', 'bnrcam/segment.py') == SEGMENT | NETWORK | {'index'}

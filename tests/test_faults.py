@@ -26,17 +26,20 @@ from PIL import Image
 
 from bnrcam.crf import map_images, write_result
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
+from bnrcam.engine.provenance import code_digest
 from bnrcam.engine.weights import WeightsError, load_weights
-from bnrcam.figures import save_figure
-from bnrcam.report import (Study, check_settings, check_weights, load_results, notebook_page, write_index, write_json,
-                           write_slider, write_table)
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
 from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
 from bnrcam.study import batch
+from bnrcam.study.figures import save_figure
 from bnrcam.study.graph import jobs
+from bnrcam.study.page import notebook_page, write_index, write_slider
 from bnrcam.study.profile import read_profile
-from bnrcam.submit import write_submission
-from bnrcam.train import code_digest, fit, read_record, reset_if_stale, save_tensors
+from bnrcam.study.records import load_results, write_json
+from bnrcam.study.submit import write_submission
+from bnrcam.study.tables import write_table
+from bnrcam.study.verify import check_settings, check_weights, read_study
+from bnrcam.train import fit, read_record, reset_if_stale, save_tensors
 from test_batch import TINY, environment, new_repo
 
 matplotlib.use('Agg')
@@ -433,8 +436,8 @@ def page(path):
 def index(path):
     with full_disk(10**9):
         page(path.with_name('table1.html'))
-        write_table(FRAME, path.parent, 'table1', {})
-    with patch('bnrcam.report.notebook_page'):  # it would be the first to find no room
+        write_table(FRAME, path.parent, 'table1', 'Table 1.', {})
+    with patch('bnrcam.study.page.notebook_page'):  # it would be the first to find no room
         write_index(path.parent, 'x', 'y')
 
 
@@ -444,7 +447,7 @@ def slider(path):
         root.exists() or write_scenes(root, sizes={'train': 1})
     scene = VOCFolder(root, 'train', SCENE_CLASSES, masks=True)
     no_model = pd.DataFrame({'miou': [[1.]], 'best_miou': [1.], 'best_threshold': [0.]})
-    with patch('bnrcam.report.slider_image', lambda *_: {'maps': {}, 'size': (1, 1)}):
+    with patch('bnrcam.study.page.slider_image', lambda *_: {'maps': {}, 'size': (1, 1)}):
         write_slider(path, 'x', scene, scene.names, {'ours': 'none'}, no_model)
 
 
@@ -453,7 +456,7 @@ WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones
            'cam.safetensors': lambda path: write_cams(path, CAMs(torch.tensor([0]), (64, 64), [torch.ones(1, 40, 40)]), 'a test'),
            'a.png': lambda path: write_result(noise, path.parent, 'a'),
            'seeds.json': lambda path: write_json(path, {'a': [*range(999)]}),
-           'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', {}),
+           'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', 'Table 1.', {}),
            'figure1.png': lambda path: save_figure(curve(), path.parent, 'figure1'),
            'segment.tar': submission, 'table1.html': page, 'index.html': index, 'threshold_slider.html': slider}
 
@@ -607,10 +610,9 @@ def test_runs_with_other_parameters_are_not_mixed(tmp_path):
 
 
 def test_verify_knows_the_profile_of_today(tmp_path):
-    settings = {'profile': 'x', 'seeds': [0], 'variants': ['noise1'], 'inference': {'scales': [64]}, 'train': {'epochs': 3, 'lr': 1e-4}}
-    made_by = {'inference': {'scales': [64]}, 'training': {'epochs': 3, 'lr': 1e-4, 'seed': 0}}
-    (tmp_path / 'x.yaml').write_text(yaml.safe_dump(settings))
-    study = Study(tmp_path / 'x.yaml', tmp_path, tmp_path)
+    made_by = {'inference': {'scales': [64]}, 'training': {'epochs': 3, 'lr': 5e-5, 'seed': 0}}
+    (tmp_path / 'x.yaml').write_text(TINY.replace('tiny', 'x'))
+    study = read_study(tmp_path / 'x.yaml', tmp_path, tmp_path)
     for edit, message in (({}, None), ({'training': {'epochs': 2, 'lr': 1e-4}}, 'training/epochs is 2, in the profile 3'),
                           ({'inference': {'scales': [32]}}, 'inference/scales/0 is 32, in the profile 64')):
         write_json(study.reports / 'noise1-s0/seeds.json', {'made_by': made_by | edit})

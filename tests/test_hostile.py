@@ -31,14 +31,17 @@ from bnrcam.data import DataError, VOCFolder, image_size, open_picture, read_ima
 from bnrcam.datasets import convert_coco, read_coco, read_sbd
 from bnrcam.download import VOC_FILES, read_sources, receive, unpack
 from bnrcam.folder import folder_from_table, label_xml, read_table
-from bnrcam.report import Study, read_json, write_index, write_json, write_table
 from bnrcam.resnet38 import load_resnet38, read_params
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import read_cams
 from bnrcam.segment import deeplab
 from bnrcam.study.graph import line
+from bnrcam.study.page import write_index
 from bnrcam.study.profile import ProfileError, read_profile
-from bnrcam.submit import read_prediction, read_scores
+from bnrcam.study.records import read_json, write_json
+from bnrcam.study.submit import read_prediction, read_scores
+from bnrcam.study.tables import write_table
+from bnrcam.study.verify import read_study
 from bnrcam.train import load_tensors
 
 HANG = 60  # seconds, for what takes one at most and, were it taken in, an hour or all memory
@@ -118,7 +121,7 @@ READERS = {
     'labels.csv': lambda path: read_table(path, path.parent, CLASSES),
     'scores.csv': lambda path: read_scores(path, CLASSES),
     'sources.json': lambda path: read_sources(path, VOC_FILES), 'coco.json': read_coco, 'result.json': read_json,
-    'profile.yaml': read_profile, 'study.yaml': lambda path: Study(path, path.parent),
+    'profile.yaml': read_profile, 'study.yaml': lambda path: read_study(path, path.parent),
     'images.tar': lambda path: unpack(path, path.parent / 'to')}
 
 
@@ -592,7 +595,7 @@ QUOTE = '"><img src=x onerror=alert(1)>'
 
 def test_the_page_shows_markup_as_text(tmp_path):
     frame = pd.DataFrame({'class': [SCRIPT, QUOTE, '=HYPERLINK("http://x")'], f'here {SCRIPT}': ['1.0', '2.0', '3.0']})
-    write_table(frame, tmp_path, 'table2', {'profile': SCRIPT, 'results': {}, QUOTE: {SCRIPT: [QUOTE]}})
+    write_table(frame, tmp_path, 'table2', f'{SCRIPT}. {QUOTE}', {'profile': SCRIPT, 'results': {}, QUOTE: {SCRIPT: [QUOTE]}})
     cell = nbformat.v4.new_code_cell(f'x = {SCRIPT!r}', outputs=[
         nbformat.v4.new_output('stream', text=f'{SCRIPT}{QUOTE}'), nbformat.v4.new_output('execute_result', data={
             'text/html': frame.style.hide(axis='index').format(escape='html').format_index(escape='html',

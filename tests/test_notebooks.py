@@ -14,6 +14,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted([*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs').glob('*/[0-9]*.ipynb')])
 BATCH = sorted((ROOT / 'nbs').glob('*/[!0-9]*.ipynb'))
+RESULTS = [path for path in BATCH if path.parent.name == 'results' and path.stem != 'index']
+STAGES = {'seeds', 'pseudo', 'segment', 'sweep'}
 
 
 def tool(name, cwd):
@@ -75,6 +77,27 @@ def test_batch_notebooks_have_parameters_and_no_outputs(path):
     cells = json.loads(path.read_text())['cells']
     assert sum('parameters' in cell['metadata'].get('tags', []) for cell in cells) == 1
     assert not any(cell.get('outputs') for cell in cells)
+
+
+@pytest.mark.parametrize('path', RESULTS, ids=lambda path: path.stem)
+def test_result_notebooks_say_what_they_need_and_where_they_stand(path):
+    metadata = json.loads(path.read_text())['metadata']['bnrcam']
+    assert {*metadata['needs'], *metadata.get('uses', [])} <= STAGES and type(metadata['order']) is int
+
+
+def test_places_on_the_page_differ():
+    orders = [json.loads(path.read_text())['metadata']['bnrcam']['order'] for path in RESULTS]
+    assert len(set(orders)) == len(orders) > 10
+
+
+def test_papermill_passes_on_what_a_result_notebook_says(tmp_path):
+    from papermill import execute_notebook
+    notebook = nbformat.v4.new_notebook(metadata={
+        'bnrcam': {'needs': ['seeds'], 'order': 5}, 'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'x'}}, cells=[
+        nbformat.v4.new_code_cell('x = 1', metadata={'tags': ['parameters']})])
+    nbformat.write(notebook, tmp_path / 'in.ipynb')
+    execute_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {'x': 2}, kernel_name='python3', progress_bar=False)
+    assert json.loads((tmp_path / 'out.ipynb').read_text())['metadata']['bnrcam'] == {'needs': ['seeds'], 'order': 5}
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=lambda path: path.stem)

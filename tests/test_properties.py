@@ -31,12 +31,13 @@ from bnrcam.datasets import coco_mask, read_annotations, read_coco, read_sbd
 from bnrcam.download import VOC_FILES, read_sources, unpack
 from bnrcam.evaluate import confusion_matrix, curve_confusions, score_histogram
 from bnrcam.folder import read_table
-from bnrcam.report import check_scores, read_json
 from bnrcam.resnet38 import read_params
 from bnrcam.scenes import voc_palette
 from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
 from bnrcam.study.profile import ProfileError, read_profile
-from bnrcam.submit import read_prediction, read_scores
+from bnrcam.study.records import read_json
+from bnrcam.study.submit import read_prediction, read_scores
+from bnrcam.study.verify import check_scores
 from miniature import coco_json, run_lengths, sbd_mat, write_tar, write_zip
 from test_batch import TINY
 

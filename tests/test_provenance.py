@@ -513,7 +513,7 @@ def test_code_is_the_import_closure_without_docstrings(monkeypatch):
     plain = digest(str, 'bnrcam.cam')
     assert digest(lambda text: f'# a comment\n{text}', 'bnrcam.cam') == plain
     assert digest(lambda text: text.replace('def ', '"""A docstring."""\ndef ', 0), 'bnrcam.cam') == plain
-    assert digest(lambda text: f'{text}\nA = 1\n', 'bnrcam.figures') == plain
+    assert digest(lambda text: f'{text}\nA = 1\n', 'bnrcam.study.figures') == plain
     assert digest(lambda text: f'{text}\nA = 1\n', 'bnrcam.cam') != plain
     for function in (module.import_closure, module.source_digest): function.cache_clear()
 

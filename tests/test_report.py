@@ -2,6 +2,7 @@
 import base64
 import io
 import shutil
+from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -13,20 +14,22 @@ import torch
 
 from bnrcam.data import DataError, VOCFolder
 from bnrcam.evaluate import confusion_matrix, curve_confusions, evaluate_seeds, score_histogram
-from bnrcam.figures import (BEYOND, STYLES, VARIANT_NAMES, curve_figure, forward_one, label_figure, method_figure,
-                            move_apart, published, years_figure)
 from bnrcam.losses import VARIANTS
 from bnrcam.paper import VOC_LABELS, recent, table, transcam_curve
-from bnrcam.report import (CAPTIONS, DIFFERENCE, SHARE, SLIDER_PAGE, class_table, evidence, load_results,
-                           load_segmentation, noise_table, segmentation_table, slider_map, write_evidence,
-                           write_figure, write_index, write_json, write_slider, write_table)
 from bnrcam.scenes import SCENE_CLASSES
 from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
-from bnrcam.submit import read_scores
+from bnrcam.study.figures import (BEYOND, STYLES, VARIANT_NAMES, curve_figure, forward_one, label_figure,
+                                  method_figure, move_apart, published, write_figure, years_figure)
+from bnrcam.study.page import SLIDER_PAGE, place, slider_map, write_index, write_slider
+from bnrcam.study.records import load_results, load_segmentation, provenance, write_json, write_result
+from bnrcam.study.submit import read_scores
+from bnrcam.study.tables import (DIFFERENCE, SHARE, class_table, noise_table, segmentation_table,
+                                 write_table)
 from browsing import check_page
 from test_site import check_sizes
 
 matplotlib.use('Agg')
+RESULTS = Path(__file__).parent.parent / 'nbs/results'
 SMALL = ['background', 'apple', 'fish']
 LEVEL = {'baseline': 30., 'noise1': 33., 'noise2': 31., 'supervised': 60.}
 
@@ -105,7 +108,7 @@ def test_test_columns_are_filled_from_the_server(results):
     assert test['sofa'] == '50.5 ± 0.7 (n=2)' and test['mIoU'] == '50.5 ± 0.7 (n=2), 1 not uploaded'
     assert 'not uploaded: give' in frame['here, PASCAL VOC 2012 test: TransCAM (baseline)']['mIoU']
     for n in (2, 3):
-        with pytest.raises(DataError, match="test_scores_voc.csv: 'noise1-s7' is no run"):
+        with pytest.raises(DataError, match="test_scores_voc.csv: 'noise1-s7' is not a run"):
             wrong = returned.assign(run=['noise1-s0', 'noise1-s7'])
             if n == 2:
                 class_table(results, wrong, 'voc', 'VOC')
@@ -335,13 +338,13 @@ def page(tmp_path_factory, scenes):
     out.mkdir()
     frames = {'table2': class_table(results, no_scores(folder), 'voc', 'VOC'),
               **{f'table{n}': segmentation_table(n, results, NOTHING, 'voc', 'VOC') for n in (3, 4)}}
-    record = evidence(results, profile='voc', seeds=[0, 1, 2], parameters={'benchmark': 'VOC'})
+    record = provenance(results, profile='voc', seeds=[0, 1, 2], parameters={'benchmark': 'VOC'})
     for name, frame in frames.items():
-        write_table(frame, out, name, record)
+        write_table(frame, out, name, f'{name}. A table.', record)
     for name in ('figure3', 'years'):
-        write_figure(years_figure({}, None), out, name, record)
+        write_figure(years_figure({}, None), out, name, f'{name}. A figure.', record)
     write_slider(out / SLIDER_PAGE, 'a <b>&</b> test', *slider_study(folder, scenes))
-    write_evidence(out, 'threshold', record, [SLIDER_PAGE])
+    write_result(out, 'threshold', 'threshold. A page.', record, [SLIDER_PAGE])
     for run in results['run']:
         shutil.copytree(folder / run, out / run)
     wide = nbformat.v4.new_output('display_data', data={'text/html': frames['table2'].to_html()})
@@ -349,7 +352,9 @@ def page(tmp_path_factory, scenes):
     picture = nbformat.v4.new_output('display_data', data={'image/png': png})
     cell = nbformat.v4.new_code_cell('frame', outputs=[wide, picture])
     for name in (*frames, 'figure3', 'years', 'threshold', 'noise1-s0/segment'):
-        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), out / f'{name}.ipynb')
+        source = RESULTS / f'{name}.ipynb'
+        metadata = nbformat.read(source, as_version=4).metadata if source.is_file() else {}
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), out / f'{name}.ipynb')
     return write_index(out, 'voc', 'A test.')
 
 
@@ -370,8 +375,9 @@ def slider_study(folder, scenes):
 def test_page_in_the_papers_order(page):
     text = page.read_text()
     places = [text.index(f'id="{name}"') for name in ('table2', 'table3', 'table4', 'years', 'figure3', 'threshold')]
-    assert places == sorted(places) and list(CAPTIONS)[:4] == ['table1', 'table2', 'table3', 'table4']
-    assert list(CAPTIONS).index('figure2') < list(CAPTIONS).index('figure3') < list(CAPTIONS).index('figure4')
+    order = [path.stem for path in sorted(RESULTS.glob('*.ipynb'), key=place) if path.stem != 'index']
+    assert places == sorted(places) and order[:4] == ['table1', 'table2', 'table3', 'table4']
+    assert order.index('figure2') < order.index('figure3') < order.index('figure4')
     assert 'segment.tar' in text and 'PROFILE=coco' in text
 
 

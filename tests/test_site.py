@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 import bnrcam
-from bnrcam.report import notebook_page
+from bnrcam.study.page import notebook_page
 from browsing import check_page, resize
 
 ROOT = Path(__file__).parent.parent
-MODULES = [info.name for info in pkgutil.iter_modules(bnrcam.__path__) if not info.name.startswith('_')]
+MODULES = [info.name.removeprefix('bnrcam.') for info in pkgutil.walk_packages(bnrcam.__path__, 'bnrcam.')
+           if not info.ispkg and not info.name.split('.')[-1].startswith('_')]
+page_of = lambda name: f"bnrcam/{name.replace('.', '/')}.html"
 
 
 # executed notebooks
@@ -65,7 +67,10 @@ def check_sizes(browser):
     assert browser.execute_script('return [...document.images].every(i => i.width <= i.closest(".wide").clientWidth)')
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'nbs').glob('[rs]*/*.ipynb')), ids=lambda path: f'{path.parent.name}/{path.stem}')
+BATCH = sorted(path for folder in ('results', 'stages') for path in (ROOT / 'nbs' / folder).glob('*.ipynb'))
+
+
+@pytest.mark.parametrize('path', BATCH, ids=lambda path: f'{path.parent.name}/{path.stem}')
 def test_batch_notebooks_write_formulas_without_tex(path):
     "Their pages have no MathJax, which would come from the network."
     cells = nbformat.read(path, as_version=4).cells
@@ -106,13 +111,15 @@ def api(tmp_path_factory):
 
 def test_api_pages(api, browser):
     "One page a module, listed on the first page, with all that it exports and the equations as they stand in the docstrings."
-    assert {path.stem for path in (api / 'bnrcam').glob('*.html')} == set(MODULES)
-    for path in (api / 'bnrcam.html', *(api / 'bnrcam').glob('*.html')):
+    pages = {str(path.relative_to(api)) for path in (api / 'bnrcam').rglob('*.html')}
+    packages = {page_of(name.split('.')[0]) for name in MODULES if '.' in name}
+    assert packages and pages == {*map(page_of, MODULES)} | packages
+    for path in (api / 'bnrcam.html', *(api / 'bnrcam').rglob('*.html')):
         check_page(browser, path)
     first = (api / 'bnrcam.html').read_text()
-    assert all(f'bnrcam/{name}.html' in first for name in MODULES)
+    assert all(page_of(name) in first for name in MODULES)
     for module in MODULES:
-        text = (api / f'bnrcam/{module}.html').read_text()
+        text = (api / page_of(module)).read_text()
         assert not [name for name, _ in public(importlib.import_module(f'bnrcam.{module}')) if f'id="{name}"' not in text]
     browser.get((api / 'bnrcam/cam.html').as_uri())
     assert 'M** = (A*/B)^order M*' in browser.execute_script('return document.body.innerText')

@@ -10,7 +10,7 @@ from bnrcam.data import DataError, VOCFolder, read_split, write_mask
 from bnrcam.evaluate import class_scores, confusion_matrix, evaluate_labels
 from bnrcam.paper import VOC_LABELS
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
-from bnrcam.submit import read_scores, write_submission
+from bnrcam.study.submit import read_scores, write_submission
 
 CLASSES = VOC_LABELS[1:]
 SERVER = 'results/VOC2012/Segmentation/comp6_test_cls'

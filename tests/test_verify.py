@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,22 +19,24 @@ from bnrcam.affinity import pseudo_label
 from bnrcam.crf import map_images
 from bnrcam.data import DataError, VOCFolder, write_mask
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds, evaluate_trivial
-from bnrcam.figures import curve_figure
-from bnrcam.report import (by_seed, class_table, curves, embolden, evidence, load_modern, load_results, load_segmentation,
-                           noise_table, paired_difference, provenance, seed_table, segmentation_table, verify,
-                           write_figure, write_json, write_table)
 from bnrcam.scenes import SCENE_CLASSES, voc_palette
 from bnrcam.seeds import CAMs, write_cams
 from bnrcam.study import batch
-from bnrcam.submit import read_scores, write_submission
+from bnrcam.study.figures import curve_figure, curves, write_figure
+from bnrcam.study.profile import ProfileError, read_profile
+from bnrcam.study.records import (load_modern, load_results, load_segmentation, provenance, write_json, write_result,
+                                  write_text)
+from bnrcam.study.statistics import by_seed, embolden, paired_difference
+from bnrcam.study.submit import read_scores, write_submission
+from bnrcam.study.tables import class_table, noise_table, seed_table, segmentation_table, write_table
+from bnrcam.study.verify import verify
 from bnrcam.train import load_tensors, save_tensors
 
 matplotlib.use('Agg')
-SETTINGS = {'profile': 'small', 'compute': {'threads': 1},
-            'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['baseline', 'noise1'],
-            'modern': ['resnet18'], 'benchmark': None, 'pseudo': {'background': .42},
-            'dataset': {'classes': [*SCENE_CLASSES], 'train': 'train', 'seeds': 'train', 'val': 'val', 'test': 'val',
-                        'scored': None}}
+MINI = read_profile(Path(__file__).parent.parent / 'nbs/profiles/mini.yaml')
+SETTINGS = {**MINI, 'profile': 'small', 'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'sweep': [],
+            'dataset': {**MINI['dataset'], 'test': 'val'},
+            **{network: {**MINI[network], 'weights': None} for network in ('affinity', 'segment')}}
 RUNS = [f'{variant}-s{seed}' for variant in SETTINGS['variants'] for seed in SETTINGS['seeds']]
 
 
@@ -115,8 +118,8 @@ def finished(scenes, tmp_path_factory):
               'table4': (segmentation_table(4, networks, modern, 'small', None), networks, modern),
               'table5': (noise_table(results), results)}
     for name, (frame, *sources) in frames.items():
-        write_table(frame, reports, name, evidence(*sources, profile='small', seeds=[0, 1]))
-    write_figure(curve_figure(curves(results)), reports, 'figure4', evidence(results, profile='small'))
+        write_table(frame, reports, name, f'{name}.', provenance(*sources, profile='small', seeds=[0, 1]))
+    write_figure(curve_figure(curves(results)), reports, 'figure4', 'Figure 4.', provenance(results, profile='small'))
     made_up_notebook(base, 'noise1-s0/train', 'small.yaml')
     for page in ('noise1-s0/train.html', 'index.html'):
         (reports / page).write_text('a page')
@@ -171,7 +174,7 @@ def test_bold_in_the_text_and_a_figure(study, capsys):
     for name, kind in (('table1', 'md'), ('table3', 'tex'), ('figure4', 'png')):
         path = study / f'reports/small/{name}.{kind}'
         path.write_bytes(path.read_bytes() + b' ')
-    assert [line.split()[-8] for line in wrong(study, capsys)] == ['table1.md', 'table3.tex', 'figure4.png']
+    assert [line.split()[-8] for line in wrong(study, capsys)] == ['figure4.png', 'table1.md', 'table3.tex']
 
 
 @pytest.mark.parametrize('file, edit, message', [
@@ -314,12 +317,21 @@ def test_another_data_set(study, capsys):
     assert sum('pseudo.json: scores of the stored maps' in line for line in lines) == 4
 
 
+def test_a_table_that_nothing_makes_again(study, capsys):
+    "It has a record and a csv, so it is on the page: verify says that it cannot look."
+    reports = study / 'reports/small'
+    write_text(reports / 'mine.csv', 'a\n1\n')
+    write_result(reports, 'mine', 'Mine.', {}, ['mine.csv'])
+    line, = wrong(study, capsys)
+    assert 'mine.csv: every cell: nothing makes it again' in line and 'TABLES' in line
+
+
 def test_no_profile(tmp_path):
-    for text in ('seeds: [0]', '[', ''):
+    for text, why in (('seeds: [0]', 'profile is missing'), ('[', 'no profile'), ('', 'no profile')):
         (tmp_path / 'x.yaml').write_text(text)
-        with pytest.raises(DataError, match='x.yaml: no profile'):
+        with pytest.raises(ProfileError, match=f'x.yaml: {why}'):
             verify(tmp_path / 'x.yaml', tmp_path)
-    with pytest.raises(DataError, match='none.yaml: no profile'):
+    with pytest.raises(ProfileError, match='none.yaml: no such profile'):
         verify(tmp_path / 'none.yaml', tmp_path)
 
 
@@ -370,7 +382,7 @@ def test_tables_mark_what_they_say(finished):
     assert '(n=2)' in text and '*' not in text
     frame = noise_table(load_results(reports, RUNS)).astype(str)
     frame.loc[2, 'here, difference to baseline'] = '-6.0 [-8.1, -3.9] (n=3)'
-    write_table(frame, reports.parent, 'marked', evidence())
+    write_table(frame, reports.parent, 'marked', 'Marked.', provenance())
     assert '| **-6.0 [-8.1, -3.9] (n=3)** ' in (reports.parent / 'marked.md').read_text()
     assert r'\textbf{-6.0 [-8.1, -3.9] (n=3)}' in (reports.parent / 'marked.tex').read_text()
 
@@ -379,9 +391,9 @@ def test_tables_do_not_depend_on_the_clock(finished, tmp_path, monkeypatch):
     results = load_results(finished / 'reports/small', RUNS)
     contents = []
     for clock in ('2001-01-01', '2030-12-31'):
-        monkeypatch.setattr('bnrcam.report.time.strftime', lambda *_: clock)
-        write_table(noise_table(results), tmp_path, 'table5', evidence(results))
-        write_figure(curve_figure(curves(results)), tmp_path, 'figure4', evidence(results))
+        monkeypatch.setattr('bnrcam.study.records.time.strftime', lambda *_: clock)
+        write_table(noise_table(results), tmp_path, 'table5', 'Table 5.', provenance(results))
+        write_figure(curve_figure(curves(results)), tmp_path, 'figure4', 'Figure 4.', provenance(results))
         contents.append([(tmp_path / name).read_bytes() for name in ('table5.csv', 'table5.md', 'table5.tex', 'figure4.png',
                                                                      'figure4.svg', 'table5.json')])
     assert contents[0][:-1] == contents[1][:-1] and contents[0][-1] != contents[1][-1]

@@ -18,9 +18,10 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ('bnrcam', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE')
-# modules of the study: they draw, write pages or read profiles, and may ask for the extra `study`
-STUDY = {'figures', 'report'}
-LIBRARY = sorted({path.stem for path in (ROOT / 'bnrcam').glob('[a-z]*.py')} - STUDY)
+# modules of the study that draw, or need those that draw: they may ask for the extra `study`
+STUDY = {'study.figures', 'study.tables', 'study.verify'}
+LIBRARY = sorted({'.'.join(path.relative_to(ROOT / 'bnrcam').with_suffix('').parts)
+                  for path in (ROOT / 'bnrcam').rglob('[a-z]*.py')} - STUDY)
 FOREIGN = {'nbdev', 'fastcore', 'execnb', 'jupyter', 'jupyterlab', 'IPython', 'ipykernel', 'nbformat', 'nbconvert', 'papermill',
            'matplotlib', 'seaborn', 'pytest', 'pip', 'pydensecrf', 'Cython'}
 
@@ -47,7 +48,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = {name for name in names if name.split('/')[0].endswith('.dist-info')}
-    assert names - info == {str(path.relative_to(ROOT)) for path in (ROOT / 'bnrcam').rglob('*.py')}
+    package = [path for path in (ROOT / 'bnrcam').rglob('*') if path.is_file() and '__pycache__' not in path.parts]
+    assert names - info == {str(path.relative_to(ROOT)) for path in package}
+    assert 'bnrcam/study/templates/index.html.j2' in names and {path.suffix for path in package} == {
+        '.py', '.j2', '.css', '.js'}
     assert any(name.endswith('licenses/LICENSE') for name in info)
     assert wheel.name.endswith('-py3-none-any.whl') and wheel.stat().st_size < 1e6
 
