@@ -230,7 +230,7 @@ def transformer(name: str, pretrained: bool, options: dict) -> nn.Module:
 
 def load_start(net: nn.Module, path: str | Path) -> list[str]:
     "Load `path` into `net`, or into its transformer; returns and raises as `load_weights`."
-    state = read_weights(path)
+    state = read_weights(path, names=net.state_dict())
     if isinstance(net, CAMTransformer) and not any(name.startswith('body.') for name in state):
         return fill_weights(net.body, state, path, ('head', 'fc_norm'))
     return fill_weights(net, state, path, HEADS)

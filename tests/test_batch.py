@@ -107,7 +107,8 @@ def test_tables_say_what_was_not_run(repo):
     frame = pd.read_csv(repo / 'reports/tiny/table5.csv', index_col='variant')
     assert float(frame.loc['noise x 1 (ours)', 'here, mIoU (%)']) > 0
     assert 'noise2' in frame.loc['noise x 2 (applied twice)', 'here, mIoU (%)']
-    assert frame['paper, VOC train'].tolist() == [64.9, 62.4, 66.2, 65.3, 65.3]
+    assert frame['paper, VOC train'].tolist()[:-1] == [64.9, 62.4, 66.2, 65.3, 65.3]
+    assert pd.isna(frame['paper, VOC train'].iloc[-1])
 
 
 def test_verify(repo):

@@ -13,8 +13,8 @@ import pytest
 import timm
 import torch
 
+from bnrcam.engine.weights import WeightsError, load_weights, published_names, read_weights
 from bnrcam.models import create_classifier
-from bnrcam.engine.weights import HEADS, WeightsError, load_weights, published_names, read_weights
 from golden.recipe import fill_state_dict, image
 
 GOLDEN = Path(__file__).parent / 'golden'

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.affinity import AffinityData, AffinityNet, crf_seed, infer_walks, pseudo_label, walk_by_affinity
 from bnrcam.crf import crf_folder, map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
@@ -25,6 +23,7 @@ from bnrcam.engine import provenance as module
 from bnrcam.engine.provenance import code, content_digest, describe, first_difference, provenance
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds
 from bnrcam.losses import bnr_loss
+from bnrcam.models import create_classifier
 from bnrcam.resnet38 import ResNet38Classifier, train_trunk
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
 from bnrcam.seeds import CAMs, infer_seeds, write_cams
@@ -52,8 +51,8 @@ def crops(root, **options):
 
 def conformer(drop_path_rate=0., num_classes=7):
     torch.manual_seed(0)
-    return timm.create_model('conformer_mini_patch16', num_classes=num_classes, depth=3, embed_dim=48,
-                             drop_path_rate=drop_path_rate)
+    return create_classifier({'name': 'conformer_mini_patch16', 'depth': 3, 'embed_dim': 48, 'drop_path_rate': drop_path_rate},
+                             num_classes)
 
 
 def train(folder, root, net=None, **options):
@@ -355,7 +354,7 @@ def test_stage_with_other_trunk_weights(root, tmp_path):
                 'affinity': {'width': 1 / 32, 'frozen': False, 'weights': 'trunk.safetensors', 'crop': 64, 'padding_label': 255,
                              'epochs': 1, 'lr': .05, 'batch_size': 4}}
     torch.manual_seed(0)
-    net = timm.create_model('conformer_mini_patch16', num_classes=7)
+    net = create_classifier('conformer_mini_patch16', 7)
     for seed, place in ((0, 'run'), (1, 'run'), (1, 'own')):
         folder = tmp_path / place / 'data/runs/small/noise1-s0'
         torch.manual_seed(seed)

@@ -10,9 +10,9 @@ from timm.models import get_pretrained_cfg, group_parameters
 import bnrcam.models
 from bnrcam.cam import block_attention, refine
 from bnrcam.conformer import CAMConformer, start_similar
-from bnrcam.engine.weights import tensor_digest
 from bnrcam.data import DataError
 from bnrcam.download import Download
+from bnrcam.engine.weights import tensor_digest
 from bnrcam.losses import VARIANTS, bnr_loss
 from bnrcam.models import AttentionRecorder, create_classifier
 from bnrcam.seeds import GraphCAM, refiner
