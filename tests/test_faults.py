@@ -610,11 +610,12 @@ def test_runs_with_other_parameters_are_not_mixed(tmp_path):
 
 
 def test_verify_knows_the_profile_of_today(tmp_path):
-    made_by = {'inference': {'scales': [64]}, 'training': {'epochs': 3, 'lr': 5e-5, 'seed': 0}}
     (tmp_path / 'x.yaml').write_text(TINY.replace('tiny', 'x'))
     study = read_study(tmp_path / 'x.yaml', tmp_path, tmp_path)
-    for edit, message in (({}, None), ({'training': {'epochs': 2, 'lr': 1e-4}}, 'training/epochs is 2, in the profile 3'),
-                          ({'inference': {'scales': [32]}}, 'inference/scales/0 is 32, in the profile 64')):
+    inference, training = study.settings['inference'], {**study.settings['train'], 'seed': 0}
+    made_by = {'inference': inference, 'training': training}
+    for edit, message in (({}, None), ({'training': {**training, 'epochs': 2}}, 'training/epochs is 2, in the profile 3'),
+                          ({'inference': {**inference, 'scales': [32]}}, 'inference/scales/0 is 32, in the profile 64')):
         write_json(study.reports / 'noise1-s0/seeds.json', {'made_by': made_by | edit})
         assert check_settings(study, 'noise1-s0/seeds.json') == message
 
