@@ -109,7 +109,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training, leave out the branch x (B, T, dim) of a residual for a share `drop_prob` of the
+    """In training, leave out the branch x (B, ..., dim) of a residual for a share `drop_prob` of the
     samples, and scale up the others."""
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -118,7 +118,8 @@ class DropPath(nn.Module):
     def forward(self, x):
         if not self.training or not self.drop_prob:
             return x
-        return x * F.dropout(x.new_ones(x.shape[0], 1, 1), self.drop_prob)
+        kept = F.dropout(x.new_ones(x.shape[0]), self.drop_prob)
+        return (x.transpose(0, -1) * kept).transpose(0, -1)
 
 
 class TransformerBlock(nn.Module):
