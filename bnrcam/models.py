@@ -121,6 +121,7 @@ class AttentionRecorder(TorchFunctionMode):
 
     def record(self, mixed, query, key, value, attn_mask=None, dropout_p=0., is_causal=False,
                scale=None, enable_gqa=False):
+        "Keep what a call of `scaled_dot_product_attention` multiplied, with its scale in the query."
         if scale is not None:
             query = query * (scale * query.shape[-1]**.5)
         self.calls.append(Multiplied(query, key, value, mixed, attn_mask is None and not is_causal))

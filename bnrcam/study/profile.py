@@ -24,6 +24,7 @@ class Loader(yaml.SafeLoader):
     "Plain values: decimal numbers (5e-5 is one), true and false, texts, lists, mappings without double keys."
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        "A mapping; YAMLError for a key that stands twice or is no text."
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if not isinstance(key, str) or key == '<<' or keys.count(key) > 1:
@@ -31,6 +32,7 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent, index):
+        "A node; YAMLError for an alias."
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError('it holds an alias, *NAME; write the value out')
         return super().compose_node(parent, index)
@@ -99,6 +101,7 @@ class Dataset(Section):
 
     @model_validator(mode='after')
     def known(self):
+        "ValueError for a scored class that is none."
         for name in self.scored or ():
             if name not in ('background', *self.classes):
                 raise ValueError(f'scored: {name!r} is neither background nor one of the classes')
@@ -214,6 +217,7 @@ class Profile(Section):
 
     @model_validator(mode='after')
     def complete(self):
+        "ValueError for the first of `problems`."
         for problem in problems(self):
             raise ValueError(problem)
         return self
