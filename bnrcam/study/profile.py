@@ -72,9 +72,9 @@ def increasing(pair: list) -> list:
     return pair
 
 # %% ../../nbs/study/00_profile.ipynb #09b58e40
-Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.-]*$', max_length=100)]
-Word = Annotated[str, StringConstraints(pattern=r'^[A-Za-z0-9_]+$', max_length=100)]  # no -, which parts run names
-File = Annotated[str, StringConstraints(pattern=r'^[A-Za-z0-9_./~+@=:][A-Za-z0-9_./~+@=:-]*$', max_length=500)]
+Name = Annotated[str, StringConstraints(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.-]*\z', max_length=100)]
+Word = Annotated[str, StringConstraints(pattern=r'^[A-Za-z0-9_]+\z', max_length=100)]  # no -, which parts run names
+File = Annotated[str, StringConstraints(pattern=r'^[A-Za-z0-9_./~+@=:][A-Za-z0-9_./~+@=:-]*\z', max_length=500)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(fit_for_a_cell)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Pixels = Annotated[int, Field(ge=16, le=10**4)]
