@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'RESERVED', 'Name', 'Word', 'File', 'Label', 'Count', 'Pixels', 'Number', 'Share', 'Decay', 'Rate',
-           'Loader', 'different', 'fit_for_a_cell', 'increasing', 'Section', 'Dataset', 'Model', 'Augment', 'Training',
-           'Trunk', 'Inference', 'Walk', 'Pseudo', 'Affinity', 'Segment', 'Compute', 'Profile', 'problems',
-           'ProfileError', 'sections', 'explain', 'read_text', 'check', 'read_profile', 'completed']
+           'different', 'fit_for_a_cell', 'increasing', 'Section', 'Dataset', 'Model', 'Augment', 'Training', 'Trunk',
+           'Inference', 'Walk', 'Pseudo', 'Affinity', 'Segment', 'Compute', 'Profile', 'problems', 'ProfileError',
+           'sections', 'explain', 'read_text', 'check', 'read_profile', 'completed']
 
 # %% ../../nbs/study/00_profile.ipynb #edd6f3f0
 import re
@@ -20,7 +20,7 @@ from pydantic import (AfterValidator, BaseModel, ConfigDict, Field, StringConstr
                       model_validator)
 
 # %% ../../nbs/study/00_profile.ipynb #14d591b2
-class Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     "Plain values: decimal numbers (5e-5 is one), true and false, texts, lists, mappings without double keys."
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -39,11 +39,11 @@ class Loader(yaml.SafeLoader):
 
 
 NUMBERS = {'int': r'[-+]?(0|[1-9][0-9]*)', 'float': r'[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?'}
-Loader.yaml_implicit_resolvers = {
+_Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if tag.rpartition(':')[2] not in NUMBERS]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 for name, pattern in NUMBERS.items():
-    Loader.add_implicit_resolver(f'tag:yaml.org,2002:{name}', re.compile(f'^{pattern}$'),
+    _Loader.add_implicit_resolver(f'tag:yaml.org,2002:{name}', re.compile(f'^{pattern}$'),
                                  list('-+0123456789'))
 
 # %% ../../nbs/study/00_profile.ipynb #7247a328
@@ -306,7 +306,7 @@ def read_profile(path: str | Path) -> dict:
     """The settings in the YAML file `path`, complete: with None, an empty list or False for those left out that may be.
     ProfileError names the file, and each key with its value and what is right."""
     try:
-        settings = yaml.load(read_text(Path(path)), Loader)
+        settings = yaml.load(read_text(Path(path)), _Loader)
     except FileNotFoundError:
         raise ProfileError([f'{path}: no such profile; those that exist are in nbs/profiles']) from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError) as error:
