@@ -1,12 +1,12 @@
 # What a person has to remember: make reproduce, make test, make lab, make help.
 PROFILE ?= mini
-DATA    ?= data/$(PROFILE)
+DATA    ?= data/$(PROFILE:scratch=mini)
 LAUNCH  ?=
 SOURCES ?=
 PYTHON  ?= python3
 VENV    ?= .venv
 # stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
-JOBS    ?= $(if $(filter mini,$(PROFILE)),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),1)
+JOBS    ?= $(if $(filter mini scratch,$(PROFILE)),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),1)
 
 # make 3.81, which macOS brings, takes no .SHELLFLAGS: a stage that fails would look done
 $(if $(filter 3.%,$(MAKE_VERSION)),$(error this is GNU make $(MAKE_VERSION), and 4 or newer is needed: make (Debian, \
@@ -40,7 +40,7 @@ OUT    := reports/$(PROFILE)
 MODELS := data/runs/$(PROFILE)
 BENCH  := $(patsubst %,reports/bench/%.ipynb,network pseudo_labels roofline notebooks)
 # PUBLIC: a profile whose data `make data` fetches; SOURCES: a JSON file with other addresses, sizes and hashes
-# (bnrcam.download.read_sources), for a mirror or a smaller set
+# (bnrcam.datasets.download.read_sources), for a mirror or a smaller set
 PUBLIC := $(filter voc coco,$(PROFILE))
 SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
 comma  := ,
@@ -52,7 +52,7 @@ SHORT  := import sys; sys.excepthook = lambda kind, error, _: print(f'{kind.__na
 # what set-up needs, looked for before anything is fetched
 PREREQUISITES := { command -v $(PYTHON) >/dev/null || { echo 'no $(PYTHON): install python3 and python3-venv (Debian), \
   python3 (Fedora), python (Homebrew), or name one, as in make PYTHON=python3.12' >&2; exit 1; }; } \
-  && $(PYTHON) -I -S bnrcam/prerequisites.py $(VENV)
+  && $(PYTHON) -I -S bnrcam/study/prerequisites.py $(VENV)
 
 # One batch a profile at a time: locks that live as long as make or one of its stages. And what dates do not tell:
 # products that were made from other files than today's, or damaged, or come from the future.
@@ -88,9 +88,9 @@ no_graph: $(if $(DRY),$(READY))
 endif
 endif
 
-.PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme clean again no_graph $(BENCH)
+.PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme start clean again no_graph $(BENCH)
 help:  ## this list
-	@echo 'make TARGET [PROFILE=mini|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
+	@echo 'make TARGET [PROFILE=mini|scratch|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 reproduce: $(if $(GRAPH),$(OUT)/index.ipynb)  ## run what is stale of the study; the result is reports/PROFILE/index.html
@@ -100,10 +100,10 @@ verify: $(READY)  ## count the pixels again, and recompute every number and tabl
 	@$(BIN)/python -c "$(SHORT) from bnrcam.study.verify import verify; verify('$(YAML)', '$(DATA)')"
 
 plan: $(READY)  ## what reproduce would run, and how long, on this machine: a few steps of each stage are timed
-	@$(BIN)/python -c "$(SHORT) from bnrcam.plan import plan; plan('$(YAML)', '$(DATA)')"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.study.plan import plan; plan('$(YAML)', '$(DATA)')"
 
-test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page; FAST=1: the quick ones
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(FAST),-m 'not slow')
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
@@ -115,8 +115,15 @@ docs: $(READY)  ## pages of all modules and functions, from their docstrings: re
 
 data: $(READY) $(SCENES) $(PUBLIC) $(WEIGHTS)  ## make the embedded dataset; PROFILE=voc or coco: fetch that into DATA, and weights
 
+start: $(READY)  ## train the start weights in data/start again: about an hour on two cores
+	@echo 'Trains on 48,000 and 32,000 generated scenes, one core each; a stopped training goes on. Results: data/start'
+	@$(MAKE) --no-print-directory conformer_mini.start resnet38_eighth.start
+
+%.start: | $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -c "$(SHORT) from bnrcam.study.start import make_start; make_start('$*')"
+
 voc coco: $(READY)
-	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets import *; from bnrcam.download import *; prepare_$@('$(DATA)'$(OTHERS))"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets.$@ import *; from bnrcam.datasets.download import *; prepare_$@('$(DATA)'$(OTHERS))"
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
@@ -126,7 +133,7 @@ notebooks: $(READY)  ## after an edit: export the package, run the library noteb
 
 README.md: nbs/index.ipynb | $(READY)
 	$(BIN)/jupyter nbconvert --to markdown --no-input --stdout $< 2>/dev/null \
-	  | sed 's|](\.\./|](|g; s|](\([0-9][0-9]_\)|](nbs/\1|g; s|](study/|](nbs/study/|g' > $@
+	  | sed -E 's|\]\(\.\./|](|g; s#\]\(([0-9][0-9]_|study/|engine/|datasets/)#](nbs/\1#g' > $@
 
 bench: $(BENCH)  ## time and memory of every stage against the textbook's forms, on DATA, and the machine's limit (25 minutes)
 	@echo "Done. Open $(BENCH); the numbers are in the .json files beside them"
@@ -157,10 +164,10 @@ $(DATA)/ImageSets:
 	@echo '$(DATA): no data there yet; make data PROFILE=$(PROFILE) fetches it'; exit 1
 
 data/weights/conformer%.pth: | $(READY)
-	@$(BIN)/python -c "$(SHORT) from bnrcam.download import CONFORMER_S, fetch; fetch(CONFORMER_S, '$(@D)')"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets.download import CONFORMER_S, fetch; fetch(CONFORMER_S, '$(@D)')"
 
 %.params: | $(READY)
-	@$(BIN)/python -c "$(SHORT) from bnrcam.download import by_hand; by_hand('resnet38', '$@')"
+	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets.download import by_hand; by_hand('resnet38', '$@')"
 
 data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 	rm -rf data/mini
@@ -168,7 +175,7 @@ data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 	@touch $@
 
 # The executed notebook is the product. A notebook that fails stays beside it as NAME.failed.ipynb, for reading.
-# NAME.made records what it was made from; while it is made, files 8 and 9 share the locks.
+# NAME.provenance records what it was made from; while it is made, files 8 and 9 share the locks.
 # $(call papermill,PARAMETERS): runs the notebook among the prerequisites, with the settings among them.
 define papermill
 	@mkdir -p $(@D); rm -f $(@:.ipynb=.log)

@@ -18,11 +18,11 @@ from types import ModuleType
 import numpy as np
 
 from .data import DataError, disk_errors, open_picture, read_image, read_mask, write_mask
-from .launch import processes, share, sum_over_processes
+from .engine.launch import progress_bar, say, shard, sum_over_processes
 from .scenes import voc_palette
 from .engine.provenance import files_digest, provenance, record_digest
-from .train import progress_bar, reset_if_stale, say, say_remade
-from .workers import in_workers
+from .engine.checkpoints import reset_if_stale, say_remade
+from .engine.workers import in_workers
 
 # %% ../nbs/09_crf.ipynb #a1131250
 def label_groups(labels: np.ndarray, num_labels: int) -> list[list[int]]:
@@ -144,12 +144,10 @@ def crf_probabilities(image: np.ndarray, probs: np.ndarray, iterations: int = 1,
 def write_result(function: Callable[[str], np.ndarray], folder: Path, name: str, provenance: str = '') -> None:
     """Write folder/NAME.png from function(NAME), (H, W) uint8, whole or not at all, with a digest of what it was made
     from. A ValueError becomes DataError."""
-    unfinished = folder / f'.{name}.part.png'  # a fixed name, so that a later run replaces what a killed one left
     try:
         labels = function(name)
         with disk_errors(folder / f'{name}.png'):
-            write_mask(unfinished, labels, voc_palette(), provenance)
-            os.replace(unfinished, folder / f'{name}.png')
+            write_mask(folder / f'{name}.png', labels, voc_palette(), provenance)
     except DataError: raise
     except ValueError as error: raise DataError(f'{name}: {error}') from error
 
@@ -196,7 +194,7 @@ def map_images(function: Callable[[str], np.ndarray], names: Iterable[str], fold
     more, the function must be importable (one of a module, or functools.partial of it), and a script must call this
     under `if __name__ == '__main__':`. The first error stops the run; what was written stays."""
     record = map_record(function)
-    folder, names = reset_if_stale(folder, record, '.png'), share(list(dict.fromkeys(names)))
+    folder, names = reset_if_stale(folder, record, '.png'), shard(list(dict.fromkeys(names)))
     pairs = [(name, record_digest(record, files_digest(files_read(function, name) or []))) for name in names]
     todo = [(name, digest) for name, digest in pairs if not is_valid(folder / f'{name}.png', digest)]
     say_remade(folder, [name for name, _ in todo if (folder / f'{name}.png').is_file()])

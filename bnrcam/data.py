@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .engine.files import open_regular, read_text, replacing
 from .engine.provenance import files_digest, text_digest
 from .scenes import voc_palette
 
@@ -93,7 +94,7 @@ def read_split(root: str | Path, split: str) -> list[str]:
     path = Path(root, 'ImageSets', 'Segmentation', f'{split}.txt')
     if not is_plain(split) or not path.is_file():
         raise DataError(f'{path}: no such split; is {root} a folder in VOC layout?')
-    try: names = composed(path.read_text(encoding='utf-8-sig')).split()
+    try: names = composed(read_text(path)).split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f'{path}: no text in UTF-8 ({error}); write one image name a line') from None
     if not names:
@@ -117,11 +118,11 @@ def open_picture(path: str | Path, what: str = 'image') -> Iterator[Image.Image]
     if not path.is_file():  # nor does it wait for a pipe
         raise DataError(f'{path}: no such {what}; every image needs one')
     try:
-        with Image.open(path, formats=PICTURES) as picture:
+        with open_regular(path) as file, Image.open(file, formats=PICTURES) as picture:
             if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or float('inf')):
                 raise DataError(f'{path}: {picture.width}x{picture.height} pixels are too many; scale the {what} down')
             if picture.format == 'PNG':
-                with Image.open(path) as again:  # which is of no use after `verify`
+                with open_regular(path) as copy, Image.open(copy) as again:  # of no use after `verify`
                     again.verify()
             yield picture
     except DataError:
@@ -198,7 +199,8 @@ def read_annotation(path: str | Path) -> tuple[Path, Element]:
     if not path.is_file():
         raise DataError(f'{path}: no such annotation; every image needs one')
     try:
-        return path, parse(path, forbid_dtd=True).getroot()
+        with open_regular(path) as file:
+            return path, parse(file, forbid_dtd=True).getroot()
     except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:  # the last two: an encoding
         raise DataError(f'{path}: no plain XML ({error}); fetch it again') from None
 
@@ -257,7 +259,8 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: np.ndarray, provenan
     image, text = Image.fromarray(mask), PngImagePlugin.PngInfo()
     image.putpalette(palette.tobytes())
     if provenance: text.add_text('provenance', provenance)
-    image.save(path, pnginfo=text)
+    with replacing(path) as partial:
+        image.save(partial, 'PNG', pnginfo=text)
 
 # %% ../nbs/02_data.ipynb #38312a17
 # torchvision costs as long to import as PyTorch, so only those who look at images pay for it

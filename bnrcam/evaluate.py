@@ -8,17 +8,15 @@ __all__ = ['THRESHOLDS', 'confusion_matrix', 'iou', 'union_pixels', 'score_histo
            'evaluate_labels', 'trivial_predictions', 'evaluate_trivial']
 
 # %% ../nbs/08_evaluate.ipynb #760117e8
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .data import IGNORE, DataError, VOCFolder, read_mask
-from .launch import share, sum_over_processes
-from .seeds import read_cams, seed_scores
-from .train import progress_bar, say
+from .engine.launch import progress_bar, say, shard, sum_over_processes
+from .cams import read_cams, seed_scores
 
 THRESHOLDS = np.arange(60) / 100
 
@@ -118,7 +116,7 @@ def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str]
     scored_indices(names, scored)
     histogram = np.zeros((len(names), len(names), len(THRESHOLDS) + 1), np.int64)
     activations = np.zeros((count, 2))  # one row an image: added up in their order, whoever computed them
-    for i in progress_bar(share(range(count)), unit='image', desc='evaluate'):
+    for i in progress_bar(shard(range(count)), unit='image', desc='evaluate'):
         name = dataset.names[i]
         cams, truth = read_cams(Path(folder, f'{name}.safetensors')), dataset.mask(name)
         scores = seed_scores(cams)
@@ -160,7 +158,7 @@ def evaluate_labels(dataset: VOCFolder, folder: str | Path, scored: Sequence[str
     names = ('background', *dataset.classes)
     scored_indices(names, scored)
     counts = np.zeros((len(names), len(names)), np.int64)
-    for name in progress_bar(share(dataset.names), unit='image', desc='evaluate'):
+    for name in progress_bar(shard(dataset.names), unit='image', desc='evaluate'):
         truth = dataset.mask(name)
         prediction = read_mask(Path(folder, f'{name}.png'), len(names), truth.shape[::-1])
         counts += confusion_matrix(truth, prediction, len(names))

@@ -7,6 +7,16 @@ from bnrcam.scenes import write_scenes
 from browsing import chromium
 from miniature import serve
 
+# fixtures that are a browser, a server of notebooks, or a copy of the project in which make runs
+SLOW = {'browser', 'api', 'copy', 'fresh', 'repo'}
+
+
+def pytest_collection_modifyitems(items):
+    "`make test FAST=1` leaves out what is marked slow: what starts kernels, make or a browser, or trains for long."
+    for item in items:
+        if SLOW & set(item.fixturenames):
+            item.add_marker('slow')
+
 
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):

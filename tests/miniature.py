@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from bnrcam.data import VOC_CLASSES
-from bnrcam.datasets import COCO_CLASSES
-from bnrcam.download import Download
+from bnrcam.datasets.coco import COCO_CLASSES
+from bnrcam.datasets.download import Download
 from bnrcam.scenes import voc_palette
 
 GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -79,7 +79,7 @@ def described(path: Path, url: str) -> Download:
 
 
 def write_sources(path: Path, files: dict) -> Path:
-    "A file for bnrcam.download.read_sources."
+    "A file for bnrcam.datasets.download.read_sources."
     path.write_text(json.dumps({key: asdict(file) for key, file in files.items()}))
     return path
 

@@ -1,8 +1,6 @@
 """AffinityNet and random walk: the reference's numbers, the textbook form, weights files, training, bad input."""
-import json
 import struct
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ from PIL import Image
 from bnrcam import affinity
 from bnrcam.affinity import HEADS, AffinityData, AffinityNet, affinity_labels, affinity_losses, attention_walk, \
     combine_labels, crf_seed, infer_walks, pad_to_cells, pair_affinities, pair_radius, pair_views, pseudo_label, \
-    random_walk, read_seed, read_walked, seed_labels, seen_image, train_affinity, transition_matrix, \
-    walk_by_affinity, walk_by_attention, walked_labels
+    random_walk, read_seed, read_propagated, seed_labels, seen_image, train_affinity, transition_matrix, \
+    walk_by_affinity, walk_by_attention, propagated_labels
 from bnrcam.cam import attention_map, block_attention
 from bnrcam.engine.weights import WeightsError
 from bnrcam.crf import crf_labels, map_images
@@ -22,21 +20,10 @@ from bnrcam.data import DataError, VOCFolder, to_input
 from bnrcam.models import create_classifier
 from bnrcam.resnet38 import ResNet38, load_resnet38, parameter_groups, read_params, torch_name
 from bnrcam.scenes import SCENE_CLASSES, write_scenes
-from bnrcam.seeds import CAMs, seed_scores, write_cams
+from bnrcam.cams import CAMs, seed_scores, write_cams
 from bnrcam.train import poly
 from golden.recipe import fill_state_dict, image
-
-GOLDEN = Path(__file__).parent / 'golden'
-
-
-def golden(name):
-    return np.load(GOLDEN / f'{name}.npz')
-
-
-def close(ours, theirs, tolerance):
-    "Largest difference, as a share of the largest value."
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+from references import close, golden, names
 
 
 # parity with the reference
@@ -49,11 +36,12 @@ def net():
     return model
 
 
+@pytest.mark.slow
 def test_names_and_shapes(net):
-    published = json.loads((GOLDEN / 'state_resnet38_aff.json').read_text())
-    assert {name: list(value.shape) for name, value in net.state_dict().items()} == published
+    assert {name: tuple(value.shape) for name, value in net.state_dict().items()} == names('state_resnet38_aff')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['psa_aff_64x96', 'psa_aff_96x128'])
 def test_affinities(net, name):
     z = golden(name)
@@ -69,6 +57,7 @@ def test_affinities(net, name):
     close(weights / weights.diagonal()[:, None], z['aff_dense'], 2e-5)  # the diagonal is 1 / row sum
 
 
+@pytest.mark.slow
 def test_labels_and_losses(net):
     z = golden('psa_labels_192')
     labels = combine_labels(torch.from_numpy(z['la']), torch.from_numpy(z['ha']))[::8, ::8]
@@ -83,6 +72,7 @@ def test_labels_and_losses(net):
         np.testing.assert_allclose(losses[ours], z[theirs], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_walk(net, monkeypatch, tmp_path):
     z = golden('psa_walk_cat')
     photo = Image.fromarray(z['image'])
@@ -90,23 +80,23 @@ def test_walk(net, monkeypatch, tmp_path):
     with torch.inference_mode():
         inputs = pad_to_cells(to_input(photo))
         pairs = pair_affinities(net(inputs[None]))
-        walked = walk_by_affinity(net, photo, CAMs(torch.from_numpy(z['cam_keys']), (100, 150), []))
+        propagated = walk_by_affinity(net, photo, CAMs(torch.from_numpy(z['cam_keys']), (100, 150), []))
     close(transition_matrix(pairs, (13, 19)).to_dense().T, z['trans_mat'], 1e-4)
-    scores = walked.scores * torch.tensor([0.42, 1, 1])[:, None, None]
+    scores = propagated.scores * torch.tensor([0.42, 1, 1])[:, None, None]
     theirs = z['cam_rw'][[0, *z['cam_keys'] + 1]]
     close(scores, theirs, 1e-4)
     assert not np.delete(z['cam_rw'], [0, *z['cam_keys'] + 1], 0).any()  # nothing is lost with the other channels
-    labels = walked_labels(walked)
-    assert walked.covers == labels.shape == (104, 152)
+    labels = propagated_labels(propagated)
+    assert propagated.covers == labels.shape == (104, 152)
     # where the two best scores are further apart than both may be off, the label is theirs
-    second, best = F.interpolate(scores[None], walked.covers, mode='bilinear')[0].sort(0).values[-2:]
+    second, best = F.interpolate(scores[None], propagated.covers, mode='bilinear')[0].sort(0).values[-2:]
     clear = (best - second > 2e-4 * theirs.max()).numpy()
     inside = np.s_[:100, :150]
     assert clear.mean() > .99 and (labels[inside] == z['pred'])[clear[inside]].all()
-    refined = crf_labels(seen_image(photo, walked.covers), labels, 21)[inside]
+    refined = crf_labels(seen_image(photo, propagated.covers), labels, 21)[inside]
     labels[inside] = np.where(clear[inside], labels[inside], z['pred'])
-    assert (crf_labels(seen_image(photo, walked.covers), labels, 21)[inside] == z['pred_crf']).all()
-    monkeypatch.setattr(affinity, 'read_walked', lambda path: walked)
+    assert (crf_labels(seen_image(photo, propagated.covers), labels, 21)[inside] == z['pred_crf']).all()
+    monkeypatch.setattr(affinity, 'read_propagated', lambda path: propagated)
     monkeypatch.setattr(affinity, 'read_image', lambda path: photo)
     assert (pseudo_label(tmp_path, 21, tmp_path, 0.42, True, 'cat') == refined).all()
 
@@ -145,9 +135,9 @@ def test_sparse_is_dense(size, beta, steps):
     pairs = pair_affinities(20 * torch.rand(2, 7, *size, generator=generator))  # far apart: affinities of 0.001 to 1
     scores = torch.rand(2, 3, *size, generator=generator)
     transition = transition_matrix(pairs, size, beta)
-    walked = random_walk(transition, scores, steps)
-    assert walked.shape == scores.shape and transition.layout == torch.sparse_csr
-    for each, theirs, ours in zip(pairs, scores, walked):
+    propagated = random_walk(transition, scores, steps)
+    assert propagated.shape == scores.shape and transition.layout == torch.sparse_csr
+    for each, theirs, ours in zip(pairs, scores, propagated):
         close(ours, textbook(each, size, theirs, beta, steps), 1e-4)
     assert torch.allclose(random_walk(transition, torch.ones(2, 1, *size), 128), torch.ones(2, 1, *size), atol=1e-4)
 
@@ -257,6 +247,7 @@ def test_scalars_types_and_order(tmp_path):
 SMALL = {'arg:conv1a_weight': np.ones((4, 3, 3, 3), np.float32), 'aux:bn7_moving_mean': np.ones(4, np.float16)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', [0, 1, 2])
 def test_truncated_anywhere(tmp_path, form):
     whole, path = params_bytes(SMALL, form), tmp_path / 'cut.params'
@@ -285,6 +276,7 @@ def test_foreign_params(tmp_path, content, message):
     assert '\n' not in str(caught.value) and 'file.params' in str(caught.value)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network(tmp_path):
     source, path = random_trunk(), tmp_path / 'net.pth'
     state = source.state_dict()
@@ -334,9 +326,9 @@ def stages(scenes, tmp_path_factory):
     for name, labels in zip(scenes.names, scenes.labels):
         mask, classes = scenes.mask(name), labels.nonzero().flatten()
         maps = torch.stack([torch.from_numpy(mask == k + 1).float()[::8, ::8] for k in classes.tolist()])
-        write_cams(folder / 'seeds' / f'{name}.safetensors', CAMs(classes, mask.shape, [maps]), 'test')
+        write_cams(folder / 'cams' / f'{name}.safetensors', CAMs(classes, mask.shape, [maps]), 'test')
     for key, background in (('low', .6), ('high', .25)):
-        map_images(partial(crf_seed, *of(scenes), folder / 'seeds', background), scenes.names, folder / key, workers=1)
+        map_images(partial(crf_seed, *of(scenes), folder / 'cams', background), scenes.names, folder / key, workers=1)
     return folder
 
 
@@ -366,6 +358,7 @@ class Same(AffinityData):
         return super().__getitem__(0)
 
 
+@pytest.mark.slow
 def test_a_step_lowers_the_loss(scenes, stages, tmp_path):
     "Of the batch that it was made from, without dropout: true of any network, if the step is small."
     model, data = small_net(), Same(scenes, stages / 'low', stages / 'high', 96)
@@ -375,6 +368,7 @@ def test_a_step_lowers_the_loss(scenes, stages, tmp_path):
     assert history.loss.iloc[1] < history.loss.iloc[0]
 
 
+@pytest.mark.slow
 def test_training_and_resume(scenes, stages, tmp_path):
     parts = (scenes, stages / 'low', stages / 'high', 96)
     model, history = train(AffinityData(*parts), tmp_path / 'whole')
@@ -414,9 +408,10 @@ def files(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != '.json'}
 
 
+@pytest.mark.slow
 def test_walk_of_a_split(scenes, stages, tmp_path):
     model = small_net()
-    walk = partial(infer_walks, walk_by_affinity, model, scenes, stages / 'seeds')
+    walk = partial(infer_walks, walk_by_affinity, model, scenes, stages / 'cams')
     folder = walk(tmp_path / 'walk', steps=16)
     before, times = files(folder), {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert sorted(before) == [f'{name}.safetensors' for name in sorted(scenes.names)]
@@ -435,12 +430,12 @@ def test_walk_of_a_split(scenes, stages, tmp_path):
 def test_walk_by_attention(scenes, stages, tmp_path):
     torch.manual_seed(0)
     model = create_classifier('conformer_mini_patch16', 7)
-    folder = infer_walks(walk_by_attention, model, scenes, stages / 'seeds', tmp_path / 'walk', scale=96, steps=2)
+    folder = infer_walks(walk_by_attention, model, scenes, stages / 'cams', tmp_path / 'walk', scale=96, steps=2)
     for name in scenes.names:
-        walked = read_walked(folder / f'{name}.safetensors')
-        assert walked.scores.shape == (1 + len(walked.classes), 6, 6) and walked.covers == walked.size
-        torch.testing.assert_close(walked.scores[0], torch.ones(6, 6))
-        assert pseudo_label(scenes.root, 7, folder, .42, False, name).shape == walked.size
+        propagated = read_propagated(folder / f'{name}.safetensors')
+        assert propagated.scores.shape == (1 + len(propagated.classes), 6, 6) and propagated.covers == propagated.size
+        torch.testing.assert_close(propagated.scores[0], torch.ones(6, 6))
+        assert pseudo_label(scenes.root, 7, folder, .42, False, name).shape == propagated.size
 
 
 def test_seed_labels():
@@ -459,7 +454,7 @@ def one_line(caught):
 
 
 def test_missing_seed(scenes, tmp_path):
-    with pytest.raises(DataError, match='run the seeds stage') as caught:
+    with pytest.raises(DataError, match='run the cams stage') as caught:
         read_seed(*of(scenes), tmp_path, scenes.names[0])
     one_line(caught)
     with pytest.raises(DataError, match=scenes.names[0]) as caught:
@@ -499,11 +494,11 @@ def test_tiny_image(tmp_path, size):
     name, data = 'a', one_image(tmp_path, size, '<annotation><object><name>fish</name></object></annotation>')
     classes = data.labels[0].nonzero().flatten()
     cams = CAMs(classes, size[::-1], [torch.rand(len(classes), 2, 2)])
-    write_cams(tmp_path / 'seeds' / f'{name}.safetensors', cams, 'test')
+    write_cams(tmp_path / 'cams' / f'{name}.safetensors', cams, 'test')
     with pytest.raises(DataError, match=f'{name}: .*at least 33 pixels') as caught:
-        infer_walks(walk_by_affinity, small_net(), data, tmp_path / 'seeds', tmp_path / 'walk')
+        infer_walks(walk_by_affinity, small_net(), data, tmp_path / 'cams', tmp_path / 'walk')
     one_line(caught)
-    assert crf_seed(*of(data), tmp_path / 'seeds', .6, name).shape == size[::-1]  # the CRF takes any size
+    assert crf_seed(*of(data), tmp_path / 'cams', .6, name).shape == size[::-1]  # the CRF takes any size
 
 
 def test_missing_or_wrong_label_maps(scenes, stages, tmp_path):
@@ -513,5 +508,5 @@ def test_missing_or_wrong_label_maps(scenes, stages, tmp_path):
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / f'{scenes.names[0]}.png')
     with pytest.raises(DataError, match='3x3') as caught: AffinityData(scenes, tmp_path, stages / 'high')[0]
     one_line(caught)
-    with pytest.raises(DataError, match='run the walk') as caught: read_walked(tmp_path / 'none.safetensors')
+    with pytest.raises(DataError, match='run the walk') as caught: read_propagated(tmp_path / 'none.safetensors')
     one_line(caught)

@@ -13,9 +13,9 @@ from bnrcam.data import DataError, VOCFolder, read_image
 from bnrcam.evaluate import evaluate_seeds
 from bnrcam.models import create_classifier
 from bnrcam.scenes import SCENE_CLASSES
-from bnrcam.seeds import infer_seeds
+from bnrcam.cams import infer_cams
 from bnrcam.train import TrainingError, train_classifier
-from bnrcam.transforms import train_transform
+from bnrcam.datasets.transforms import train_transform
 
 SCALES = (64,)
 
@@ -232,16 +232,16 @@ def test_weights_that_are_not_finite(net, tmp_path):
 
 def test_missing_cams(folder, net, tmp_path):
     data = VOCFolder(folder, 'train', SCENE_CLASSES, masks=True)
-    store = infer_seeds(net, VOCFolder(folder, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=SCALES)
+    store = infer_cams(net, VOCFolder(folder, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=SCALES)
     (store / 'train_00003.safetensors').unlink()
     with pytest.raises(DataError) as error:
         evaluate_seeds(data, store)
-    one_line(error, 'train_00003', 'seeds stage')
+    one_line(error, 'train_00003', 'cams stage')
 
 
 def test_image_without_labels(folder, net, tmp_path):
     first(folder, 'Annotations', 'xml').write_text('<annotation></annotation>')
-    store = infer_seeds(net, VOCFolder(folder, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=SCALES)
+    store = infer_cams(net, VOCFolder(folder, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=SCALES)
     scores = evaluate_seeds(VOCFolder(folder, 'train', SCENE_CLASSES, masks=True), store)
     assert scores['images'] == 8
 
@@ -249,6 +249,6 @@ def test_image_without_labels(folder, net, tmp_path):
 def test_network_that_diverged(folder, net, tmp_path):
     net.conv_cls_head.weight.data.mul_(1e12)
     with pytest.raises(DataError) as error:
-        infer_seeds(net, VOCFolder(folder, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=SCALES)
+        infer_cams(net, VOCFolder(folder, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=SCALES)
     one_line(error, 'not finite')
     assert not list((tmp_path / 'cams').glob('*.safetensors'))

@@ -18,27 +18,29 @@ from PIL import Image
 from bnrcam.scenes import write_scenes
 from browsing import check_page
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = '''
 profile: tiny
 about: A test.
 variants: [baseline, noise1]
-seeds: [0]
+random_seeds: [0]
 pseudo_labels: [noise1]
-modern: [test_resnet]
-modern_options: {test_resnet: {output_stride: 8}}
+timm_backbones: [test_resnet]
+timm_options: {test_resnet: {output_stride: 8}}
 benchmark: null
 root: none
-dataset: {classes: [apple, banana, leaf, fish, flower, starfish], pretrain: train, train: train, seeds: train, val: val, test: val, scored: null}
+dataset: {classes: [apple, banana, leaf, fish, flower, starfish], pretrain: train, train: train, eval: train, val: val, test: val, scored: null}
 model: {name: conformer_mini_patch16, drop_path_rate: 0.6}
 augment: {long_side: [64, 80], crop: 64}
 pretrain: {epochs: 1, lr: 0.001, weight_decay: 0.1, batch_size: 8}
 train: {epochs: 3, lr: 0.00005, weight_decay: 0.0005, batch_size: 4}
 inference: {scales: [64], batch_size: 4}
-pseudo: {sure: 0.6, generous: 0.3, background: 0.42, walk: {beta: 14, steps: 8}, attention: {beta: 2, steps: 1}}
+pseudo: {conf_fg: 0.6, conf_bg: 0.3, background: 0.42, walk: {beta: 14, steps: 8}, attention: {beta: 2, steps: 1}}
 trunk: {width: 0.03125, epochs: 1, lr: 0.001, weight_decay: 0.05, batch_size: 8}
 affinity: {width: 0.03125, frozen: true, weights: data/runs/tiny/trunk/model.safetensors, crop: 64, padding_label: 255, epochs: 1, lr: 0.1, batch_size: 4}
-segment: {weights: data/runs/tiny/trunk/model.safetensors, width: 0.03125, iterations: 9, batch_size: 4, crop: 64, scale: [0.75, 1.25], lr: 0.003, modern_lr: 0.0001, bn_momentum: 0.1, scales: [0.75, 1.0]}
+segment: {weights: data/runs/tiny/trunk/model.safetensors, width: 0.03125, iterations: 9, batch_size: 4, crop: 64, scale: [0.75, 1.25], lr: 0.003, timm_lr: 0.0001, bn_momentum: 0.1, scales: [0.75, 1.0]}
 compute: {threads: 1, workers: 0, precision: "no"}
 '''
 
@@ -92,8 +94,8 @@ SEGMENT = {'noise1-s0/segment', 'noise1-s0/segment-test_resnet', 'supervised-s0/
 
 def test_every_product_is_there(repo):
     out = repo / 'reports/tiny'
-    runs = {'trunk': {'trunk'}, 'baseline-s0': {'train', 'seeds'}, 'supervised-s0': {'segment'},
-            'noise1-s0': {'train', 'seeds', 'pseudo', 'segment', 'segment-test_resnet'}}
+    runs = {'trunk': {'trunk'}, 'baseline-s0': {'train', 'cams'}, 'supervised-s0': {'segment'},
+            'noise1-s0': {'train', 'cams', 'pseudo', 'segment', 'segment-test_resnet'}}
     for run, stages in runs.items():
         assert {path.stem for path in (out / run).glob('*.ipynb')} == stages
     for name in TABLES:
@@ -143,14 +145,14 @@ def test_archive_for_the_server(repo):
 
 
 def test_only_what_changed_is_stale(repo):
-    stages = {f'{run}/seeds' for run in ('baseline-s0', 'noise1-s0')}
+    stages = {f'{run}/cams' for run in ('baseline-s0', 'noise1-s0')}
     assert ran(repo, '-W', 'nbs/results/table5.ipynb') == {'table5', 'index'}
     assert ran(repo, '-W', 'bnrcam/study/figures.py') == RESULTS | {'index'}
     assert ran(repo, '-W', 'bnrcam/evaluate.py') == stages | {'noise1-s0/pseudo'} | SEGMENT | RESULTS | {'index'}
     assert ran(repo, '-W', 'bnrcam/crf.py') == {'noise1-s0/pseudo', 'table1', 'pseudo', 'index'} | SEGMENT | NETWORK
     assert ran(repo, '-W', 'bnrcam/segment.py') == SEGMENT | NETWORK | {'index'}
     assert ran(repo, '-W', 'reports/tiny/noise1-s0/train.ipynb') == (
-        {'noise1-s0/seeds', 'noise1-s0/pseudo'} | SEGMENT - {'supervised-s0/segment'} | RESULTS | {'index'})
+        {'noise1-s0/cams', 'noise1-s0/pseudo'} | SEGMENT - {'supervised-s0/segment'} | RESULTS | {'index'})
     assert len(ran(repo, 'DATA=elsewhere')) == 7 + len(SEGMENT) + len(RESULTS) + 1
 
 
@@ -168,13 +170,13 @@ def test_failure_leaves_the_notebook_and_no_product(tmp_path):
 
 # a file whose appearance says how far a stage is, below reports/tiny or data/runs/tiny
 MOMENTS = '''
-pretrain-s0/pretrain.made  trunk/trunk.failed.ipynb  pretrain-s0/model.safetensors
-baseline-s0/train.made  noise1-s0/train.made  noise1-s0/checkpoint.safetensors
-noise1-s0/seeds.made  noise1-s0/cams/train_00002.safetensors  noise1-s0/seeds.json
-noise1-s0/pseudo.made  noise1-s0/generous/train_00002.png  noise1-s0/affinity/model.safetensors
+pretrain-s0/pretrain.provenance  trunk/trunk.failed.ipynb  pretrain-s0/model.safetensors
+baseline-s0/train.provenance  noise1-s0/train.provenance  noise1-s0/checkpoint.safetensors
+noise1-s0/cams.provenance  noise1-s0/cams/train_00002.safetensors  noise1-s0/cams.json
+noise1-s0/pseudo.provenance  noise1-s0/conf_bg/train_00002.png  noise1-s0/affinity/model.safetensors
 noise1-s0/walk_scores/train_00002.safetensors  noise1-s0/attention_crf/train_00002.png
-noise1-s0/segment.made  noise1-s0/segment/checkpoint.safetensors  noise1-s0/segment/crf/val_00002.png
-table1.made  table1.csv  threshold.made  threshold_slider.html  figure4.made  table3.made  index.made  index.html'''.split()
+noise1-s0/segment.provenance  noise1-s0/segment/checkpoint.safetensors  noise1-s0/segment/crf/val_00002.png
+table1.provenance  table1.csv  threshold.provenance  threshold_slider.html  figure4.provenance  table3.provenance  index.provenance  index.html'''.split()
 SOME = ('table1', 'table3', 'figure4', 'threshold')  # results whose notebooks the killed study makes
 
 
@@ -218,7 +220,7 @@ def test_killed_20_times_in_all_stages_and_started_again(repo, tmp_path):
     assert 'Done.' in kill[1], kill[1]
     assert len(kills) >= 20
     hit = {name for _, running in kills for name in running}
-    assert {name.split('/')[-1] for name in hit} >= {'pretrain', 'trunk', 'train', 'seeds', 'pseudo', 'segment', 'table1', 'index'}
+    assert {name.split('/')[-1] for name in hit} >= {'pretrain', 'trunk', 'train', 'cams', 'pseudo', 'segment', 'table1', 'index'}
     ours, theirs = results(other), results(repo)
     assert len(ours) > 150 and ours == theirs
     assert 'Nothing to do' in make(other, *arguments).stdout

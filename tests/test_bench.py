@@ -8,6 +8,8 @@ from test_batch import make, new_repo
 
 from bnrcam.scenes import write_scenes
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = Path(__file__).parent.parent / 'nbs/bench'
 
 
@@ -32,7 +34,7 @@ def test_network(tmp_path):
         assert result[part][0]['memory_mib']['ours'] > 0
     assert result['photo']['bytes']['median'] > 10 and result['curve'][0]['ratio']['median'] > 0
     assert [row['form'] for row in result['options']['rows'] if row['what'] == 'inference'] == ['ours', 'ours, bf16']
-    assert {row['form'] for row in result['growth']} == {'textbook', 'ours'} and result['made_by']['threads'] == 1
+    assert {row['form'] for row in result['growth']} == {'textbook', 'ours'} and result['provenance']['threads'] == 1
 
 
 def test_roofline(tmp_path):
@@ -43,10 +45,10 @@ def test_roofline(tmp_path):
 
 
 def test_notebooks(tmp_path):
-    result = measured(tmp_path, 'notebooks', notebooks=str(NOTEBOOKS.parent / '02_transforms.ipynb'), promised=0)
+    result = measured(tmp_path, 'notebooks', notebooks=str(NOTEBOOKS.parent / 'datasets/00_transforms.ipynb'), promised=0)
     row, = result['notebooks']
-    assert row['notebook'] == '02_transforms' and row['seconds'] > 0 and row['processor seconds'] > 0
-    assert result['longer'] == ['02_transforms'] and result['made_by']['threads'] == 1
+    assert row['notebook'] == 'datasets/00_transforms' and row['seconds'] > 0 and row['processor seconds'] > 0
+    assert result['longer'] == ['datasets/00_transforms'] and result['provenance']['threads'] == 1
 
 
 def test_crf(result):
@@ -65,7 +67,7 @@ def test_walk(result):
 def test_stage(result):
     assert all(rate > 0 for rate in result['stage']['images_per_second'].values())
     assert all(seconds > 0 for steps in result['stage']['seconds'].values() for seconds in steps.values())
-    assert result['made_by']['images'] == ['train_00000'] and result['made_by']['threads'] == 1
+    assert result['provenance']['images'] == ['train_00000'] and result['provenance']['threads'] == 1
 
 
 def test_make_names_a_folder_that_is_not_there(tmp_path):
@@ -73,4 +75,4 @@ def test_make_names_a_folder_that_is_not_there(tmp_path):
     run = make(repo, 'bench', 'DATA=nowhere')
     assert run.returncode != 0 and 'DataError: nowhere/ImageSets' in run.stdout
     assert [path.name for path in sorted((repo / 'reports/bench').iterdir())] == [
-        'network.failed.ipynb', 'network.log', 'network.made']
+        'network.failed.ipynb', 'network.log', 'network.provenance']

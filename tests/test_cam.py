@@ -63,6 +63,7 @@ def test_blocks_of_different_precision():
     assert_equal(ours, [z.detach(), *torch.autograd.grad(z.square().sum(), [cam, *queries, *keys])], 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('through', [False, True])
 @pytest.mark.parametrize('pixels', [128, 256, 512, 768])
 def test_sizes(pixels, through):

@@ -16,8 +16,10 @@ import torch
 from bnrcam.engine.weights import WeightsError, load_weights, published_names, read_weights
 from bnrcam.models import create_classifier
 from golden.recipe import fill_state_dict, image
+from references import GOLDEN, close, golden, names
 
-GOLDEN = Path(__file__).parent / 'golden'
+pytestmark = pytest.mark.slow
+
 LISTED = json.loads((GOLDEN / 'state_mmpretrain_conformer.json').read_text())
 
 
@@ -46,12 +48,11 @@ def test_names_and_shapes(size):
     ours = timm.create_model(f'conformer_{size}_patch16').state_dict()
     assert published == {name: tuple(value.shape) for name, value in ours.items()}
     if size == 'small':  # and the heads as in the authors' own file
-        listed = json.loads((GOLDEN / 'state_conformer_small_patch16_1000.json').read_text())
-        assert published == {name: tuple(shape) for name, shape in listed.items()}
+        assert published == names('state_conformer_small_patch16_1000')
 
 
 def test_outputs_are_mmpretrain_s(tmp_path):
-    file = np.load(GOLDEN / 'mmpretrain_conformer_small_224.npz')
+    file = golden('mmpretrain_conformer_small_224')
     state, _ = filled('small')
     net = timm.create_model('conformer_small_patch16').eval()
     assert load_weights(net, checkpoint(tmp_path / 'small.pth', state)) == []
@@ -60,7 +61,7 @@ def test_outputs_are_mmpretrain_s(tmp_path):
         features, token, *_ = net.branches(images)
         logits = net.forward_head(features), net.trans_cls_head(token)
     for ours, theirs in zip(logits, (file['conv'], file['trans']), strict=True):
-        assert np.abs(ours.numpy() - theirs).max() <= 2e-5 * np.abs(theirs).max()
+        close(ours, theirs, 2e-5)
 
 
 @pytest.mark.parametrize('wrap', ['module.', ''])

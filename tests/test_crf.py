@@ -16,12 +16,7 @@ from bnrcam.crf import crf_folder, crf_labels, crf_probabilities, fill_fours, la
     plane_groups
 from bnrcam.data import DataError
 
-GOLDEN = Path(__file__).parent / 'golden'
-
-
-def golden(name):
-    return np.load(GOLDEN / f'{name}.npz')
-
+from references import golden
 
 def textbook(image, unary, iterations, sxy, srgb):
     """One plane a label."""

@@ -12,10 +12,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scipy.io import loadmat, savemat
 
-from bnrcam import datasets
 from bnrcam.data import VOC_CLASSES, DataError, VOCFolder, read_split
-from bnrcam.datasets import (COCO_CLASSES, TRAIN_AUG, category_indices, check_count, coco_mask, for_each, prepare_coco,
-                             prepare_voc, read_annotations, read_coco, read_sbd, save_mask, to_rle, train_aug)
+from bnrcam.datasets.coco import (COCO_CLASSES, category_indices, coco_mask, convert_coco, prepare_coco,
+                                  read_annotations, read_coco, to_rle)
+from bnrcam.datasets.voc import (TRAIN_AUG, check_count, for_each, make_layout, prepare_voc, read_sbd, save_mask,
+                                 train_aug)
 from miniature import (COCO_IDS, coco_archives, coco_json, coco_shapes, run_lengths, sbd_mat, voc_archives,
                        voc_mask, write_sources)
 
@@ -114,14 +115,16 @@ def killed(*_, **__):
 
 
 @pytest.mark.parametrize('step', [
-    'bnrcam.download.check_file', 'bnrcam.download.write_members', 'pathlib.Path.rename', 'bnrcam.datasets.make_layout',
-    'bnrcam.datasets.read_sbd', 'bnrcam.datasets.os.replace', 'bnrcam.datasets.write_split'])
+    'bnrcam.datasets.download.check_file', 'bnrcam.datasets.download.write_members', 'pathlib.Path.rename',
+    'bnrcam.datasets.{}.make_layout', 'bnrcam.datasets.voc.read_sbd', 'bnrcam.datasets.voc.os.replace',
+    'bnrcam.datasets.{}.write_split'])
 @pytest.mark.parametrize('kind', ['voc', 'coco'])
 def test_killed_between_steps(kind, step, web, tmp_path, monkeypatch, request):
     files = request.getfixturevalue(kind)
     prepare = {'voc': partial(prepare_voc, expected=11), 'coco': partial(prepare_coco, expected=None)}[kind]
     undisturbed = contents(prepare(tmp_path / 'whole', files))
-    if (kind, step) == ('coco', 'bnrcam.datasets.read_sbd'):
+    step = step.format(kind)
+    if (kind, step) == ('coco', 'bnrcam.datasets.voc.read_sbd'):
         pytest.skip('not of COCO')
     kills = 0
     for calls in range(3):  # killed at the first, second and third call of this step
@@ -383,8 +386,8 @@ def test_1000_images(tmp_path):
     indices, images = read_coco(tmp_path / 'instances.json')
     for image in images:
         os.link(photograph, tmp_path / 'train2014' / f'{image.name}.jpg')
-    datasets.make_layout(tmp_path)
-    job = partial(datasets.convert_coco, tmp_path / 'instances.json', tmp_path / 'train2014', tmp_path, indices)
+    make_layout(tmp_path)
+    job = partial(convert_coco, tmp_path / 'instances.json', tmp_path / 'train2014', tmp_path, indices)
     for_each(job, images, 'masks', workers=2)
     written = [path.stat().st_size for path in (tmp_path / 'SegmentationClass').glob('*.png')]
     assert len(written) == 1000 and np.mean(written) < 10_000  # of 307,200 pixels
@@ -393,7 +396,7 @@ def test_1000_images(tmp_path):
 def test_as_a_command(voc, tmp_path):
     "As make runs it: a script without a file, sources from a file."
     write_sources(tmp_path / 'sources.json', voc)
-    code = ('from bnrcam.datasets import prepare_voc, VOC_FILES; from bnrcam.download import read_sources; '
+    code = ('from bnrcam.datasets.voc import prepare_voc, VOC_FILES; from bnrcam.datasets.download import read_sources; '
             f"prepare_voc('{tmp_path}/voc', read_sources('{tmp_path}/sources.json', VOC_FILES), None)")
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
     assert len(VOCFolder(tmp_path / 'voc', 'train_aug', VOC_CLASSES, masks=True)) == 11

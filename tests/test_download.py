@@ -12,9 +12,9 @@ from collections import namedtuple
 
 import pytest
 
-from bnrcam import download
+from bnrcam.datasets import download
 from bnrcam.data import DataError
-from bnrcam.download import (BY_HAND, COCO_FILES, CONFORMER_S, VOC_FILES, Download, by_hand, fetch, needed_space,
+from bnrcam.datasets.download import (BY_HAND, COCO_FILES, CONFORMER_S, VOC_FILES, Download, by_hand, fetch, needed_space,
                              read_sources, unpack)
 from miniature import described, serve, write_sources, write_tar, write_zip
 

@@ -29,7 +29,7 @@ from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.engine.provenance import code_digest
 from bnrcam.engine.weights import WeightsError, load_weights
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
-from bnrcam.seeds import CAMs, infer_seeds, read_cams, write_cams
+from bnrcam.cams import CAMs, infer_cams, read_cams, write_cams
 from bnrcam.study import batch
 from bnrcam.study.figures import save_figure
 from bnrcam.study.graph import jobs
@@ -39,8 +39,11 @@ from bnrcam.study.records import load_results, write_json
 from bnrcam.study.submit import write_submission
 from bnrcam.study.tables import write_table
 from bnrcam.study.verify import check_settings, check_weights, read_study
-from bnrcam.train import fit, read_record, reset_if_stale, save_tensors
+from bnrcam.engine.checkpoints import read_record, reset_if_stale, save_tensors
+from bnrcam.train import fit
 from test_batch import TINY, environment, new_repo
+
+pytestmark = pytest.mark.slow
 
 matplotlib.use('Agg')
 # writes what a stage writes: a notebook that tells its profile, a result; a stage named in PAUSE waits for the file `go`
@@ -160,7 +163,7 @@ def test_second_batch_is_refused(fresh):
     # it does not wait: the first batch ends when it is told to, below
     for target in ('reproduce', 'clean', 'reports/tiny/pretrain-s0/pretrain.ipynb'):
         assert refused(make(fresh, target), first)
-    assert 'noise1-s0/seeds' in would_run(fresh) and make(fresh, 'help').returncode == 0
+    assert 'noise1-s0/cams' in would_run(fresh) and make(fresh, 'help').returncode == 0
     output = go_on(fresh, first)
     assert first.returncode == 0 and 'Done.' in output and up_to_date(fresh)
 
@@ -205,7 +208,7 @@ def test_interrupted(fresh):
 
 # edits while the batch runs
 
-@pytest.mark.parametrize('file, stage', [('nbs/profiles/tiny.yaml', 'noise1-s0/train'), ('nbs/stages/seeds.ipynb', 'noise1-s0/seeds'),
+@pytest.mark.parametrize('file, stage', [('nbs/profiles/tiny.yaml', 'noise1-s0/train'), ('nbs/stages/cams.ipynb', 'noise1-s0/cams'),
                                          ('bnrcam/affinity.py', 'noise1-s0/pseudo'), ('nbs/results/table1.ipynb', 'table1')])
 def test_edited_in_mid_run(fresh, file, stage):
     first = start(fresh, stage)
@@ -258,11 +261,11 @@ def test_product_from_the_future(repo):
     assert up_to_date(repo)
 
 
-@pytest.mark.parametrize('file', ['reports/tiny/noise1-s0/train.yaml', 'bnrcam/seeds.py', 'nbs/stages/seeds.ipynb'])
+@pytest.mark.parametrize('file', ['reports/tiny/noise1-s0/train.yaml', 'bnrcam/cams.py', 'nbs/stages/cams.ipynb'])
 def test_source_from_the_future(repo, file):
     os.utime(repo / file, (time.time() + 9e4,) * 2)
     result = make(repo, 'reproduce')
-    assert f'{file}: dated' in result.stderr and 'noise1-s0/seeds' in ran(result.stdout)
+    assert f'{file}: dated' in result.stderr and 'noise1-s0/cams' in ran(result.stdout)
     assert up_to_date(repo)
 
 
@@ -290,8 +293,8 @@ def flip(path):
 DAMAGES = [flip, lambda path: path.write_bytes(b''), lambda path: os.truncate(path, 3), Path.unlink,
            lambda path: path.write_bytes(os.urandom(300))]
 # an executed notebook, results, a table, the page, a record; and the stage that makes it
-PRODUCTS = {'noise1-s0/train.ipynb': 'noise1-s0/train', 'noise1-s0/seeds.json': 'noise1-s0/seeds', 'index.html': 'index',
-            'table1.csv': 'table1', 'table5.ipynb': 'table5', 'figure4.made': 'figure4'}
+PRODUCTS = {'noise1-s0/train.ipynb': 'noise1-s0/train', 'noise1-s0/cams.json': 'noise1-s0/cams', 'index.html': 'index',
+            'table1.csv': 'table1', 'table5.ipynb': 'table5', 'figure4.provenance': 'figure4'}
 
 
 def damaged(path, damage):
@@ -309,7 +312,7 @@ def test_damaged_products_are_named_and_made_again(repo):
     assert {*PRODUCTS.values()} < ran(result.stdout) and not {'pretrain-s0/pretrain', 'trunk/trunk'} & ran(result.stdout)
     for file, stage in PRODUCTS.items():
         why, = re.findall(rf'reports/tiny/{stage}.ipynb again, because (.*)', result.stdout)
-        assert file in why or file.endswith('.made')
+        assert file in why or file.endswith('.provenance')
     assert result.returncode == 0 and up_to_date(repo)
 
 
@@ -322,7 +325,7 @@ def test_every_damage_is_seen(repo, damage, monkeypatch, capsys):
         damaged(path, damage)
         batch.stale('reports/tiny')
         # a notebook that is gone is no product: what was made from it is stale
-        assert {'train.ipynb': 'seeds', 'table5.ipynb': 'index'}.get(path.name if not path.exists() else '', stage) \
+        assert {'train.ipynb': 'cams', 'table5.ipynb': 'index'}.get(path.name if not path.exists() else '', stage) \
             in capsys.readouterr().out
         path.write_bytes(kept)
 
@@ -360,7 +363,7 @@ def test_killed_between_record_and_product(repo, monkeypatch, capsys):
 def test_removed_notebooks(repo):
     for name in ('noise1-s0/train', 'table5'):
         (repo / f'reports/tiny/{name}.ipynb').unlink()
-    assert {'noise1-s0/train', 'noise1-s0/seeds', 'table5', 'index'} < would_run(repo)
+    assert {'noise1-s0/train', 'noise1-s0/cams', 'table5', 'index'} < would_run(repo)
 
 
 # disks: a small or a read-only one for reports
@@ -455,7 +458,7 @@ FRAME = pd.DataFrame({'a': ['b' * 3000]})
 WRITERS = {'model.safetensors': lambda path: save_tensors(path, {'a': torch.ones(999)}),
            'cam.safetensors': lambda path: write_cams(path, CAMs(torch.tensor([0]), (64, 64), [torch.ones(1, 40, 40)]), 'a test'),
            'a.png': lambda path: write_result(noise, path.parent, 'a'),
-           'seeds.json': lambda path: write_json(path, {'a': [*range(999)]}),
+           'cams.json': lambda path: write_json(path, {'a': [*range(999)]}),
            'table1.csv': lambda path: write_table(FRAME, path.parent, 'table1', 'Table 1.', {}),
            'figure1.png': lambda path: save_figure(curve(), path.parent, 'figure1'),
            'segment.tar': submission, 'table1.html': page, 'index.html': index, 'threshold_slider.html': slider}
@@ -560,14 +563,14 @@ def test_damaged_checkpoint_and_model(tmp_path):
 
 def test_damaged_cams(folder, net, tmp_path, capsys):
     data = VOCFolder(folder, 'val', SCENE_CLASSES)
-    store = infer_seeds(net, data, tmp_path / 'cams', scales=[64], batch_size=2)
+    store = infer_cams(net, data, tmp_path / 'cams', scales=[64], batch_size=2)
     whole, path = contents(store), store / f'{data.names[1]}.safetensors'
     for i, content in enumerate(spoilt(whole[path.name])):
         path.write_bytes(content)
         with pytest.raises(DataError, match=re.escape(str(path))):
             read_cams(path)
         if i % 8 == 0:
-            infer_seeds(net, data, store, scales=[64], batch_size=2)
+            infer_cams(net, data, store, scales=[64], batch_size=2)
             assert contents(store) == whole
     assert f'{path}: damaged, not used' in capsys.readouterr().out
 
@@ -603,9 +606,9 @@ def test_stamp_of_a_label_folder(tmp_path):
 
 def test_runs_with_other_parameters_are_not_mixed(tmp_path):
     for run, scales in (('baseline-s0', [64]), ('noise1-s0', [64, 128])):
-        write_json(tmp_path / run / 'seeds.json', {'variant': run[:-3], 'seed': 0, 'made_by': {'inference': {'scales': scales}}})
+        write_json(tmp_path / run / 'cams.json', {'variant': run[:-3], 'seed': 0, 'provenance': {'inference': {'scales': scales}}})
     assert len(load_results(tmp_path, ['noise1-s0'])) == 1
-    with pytest.raises(DataError, match='noise1-s0/seeds.json: its inference is not that of baseline-s0/seeds.json'):
+    with pytest.raises(DataError, match='noise1-s0/cams.json: its inference is not that of baseline-s0/cams.json'):
         load_results(tmp_path, ['baseline-s0', 'noise1-s0'])
 
 
@@ -613,11 +616,11 @@ def test_verify_knows_the_profile_of_today(tmp_path):
     (tmp_path / 'x.yaml').write_text(TINY.replace('tiny', 'x'))
     study = read_study(tmp_path / 'x.yaml', tmp_path, tmp_path)
     inference, training = study.settings['inference'], {**study.settings['train'], 'seed': 0}
-    made_by = {'inference': inference, 'training': training}
+    provenance = {'inference': inference, 'training': training}
     for edit, message in (({}, None), ({'training': {**training, 'epochs': 2}}, 'training/epochs is 2, in the profile 3'),
                           ({'inference': {**inference, 'scales': [32]}}, 'inference/scales/0 is 32, in the profile 64')):
-        write_json(study.reports / 'noise1-s0/seeds.json', {'made_by': made_by | edit})
-        assert check_settings(study, 'noise1-s0/seeds.json') == message
+        write_json(study.reports / 'noise1-s0/cams.json', {'provenance': provenance | edit})
+        assert check_settings(study, 'noise1-s0/cams.json') == message
 
 
 def test_code_of_a_record_is_that_of_the_import(monkeypatch):

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from bnrcam.data import DataError, VOCFolder
-from bnrcam.folder import folder_from_table
+from bnrcam.datasets.folder import folder_from_table
 
 CLASSES = ('cat', 'dog')
 

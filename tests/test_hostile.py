@@ -25,15 +25,16 @@ import torch
 import yaml
 from PIL import EpsImagePlugin, Image
 
-from bnrcam.affinity import read_walked
+from bnrcam.affinity import read_propagated
 from bnrcam.engine.weights import WeightsError, load_weights, read_weights
 from bnrcam.data import DataError, VOCFolder, image_size, open_picture, read_image, read_labels, read_mask, read_split
-from bnrcam.datasets import convert_coco, read_coco, read_sbd
-from bnrcam.download import VOC_FILES, read_sources, receive, unpack
-from bnrcam.folder import folder_from_table, label_xml, read_table
+from bnrcam.datasets.coco import convert_coco, read_coco
+from bnrcam.datasets.voc import read_sbd
+from bnrcam.datasets.download import VOC_FILES, read_sources, receive, unpack
+from bnrcam.datasets.folder import folder_from_table, label_xml, read_table
 from bnrcam.resnet38 import load_resnet38, read_params
 from bnrcam.scenes import SCENE_CLASSES
-from bnrcam.seeds import read_cams
+from bnrcam.cams import read_cams
 from bnrcam.segment import deeplab
 from bnrcam.study.graph import line
 from bnrcam.study.page import write_index
@@ -42,7 +43,7 @@ from bnrcam.study.records import read_json, write_json
 from bnrcam.study.submit import read_prediction, read_scores
 from bnrcam.study.tables import write_table
 from bnrcam.study.verify import read_study
-from bnrcam.train import load_tensors
+from bnrcam.engine.checkpoints import load_tensors
 
 HANG = 60  # seconds, for what takes one at most and, were it taken in, an hour or all memory
 
@@ -115,7 +116,7 @@ READERS = {
     'weights.pth': read_weights, 'weights.safetensors': read_weights, 'weights.params': read_params,
     'weights.npz': read_weights,
     'trunk.pth': lambda path: load_resnet38(torch.nn.Linear(1, 1), path), 'cams.safetensors': read_cams,
-    'walked.safetensors': read_walked, 'mask.mat': read_sbd, 'image.jpg': read_image,
+    'propagated.safetensors': read_propagated, 'mask.mat': read_sbd, 'image.jpg': read_image,
     'mask.png': lambda path: read_mask(path, 3),
     'prediction.png': lambda path: read_prediction(path, (4, 3)), 'labels.xml': lambda path: read_labels(path, CLASSES),
     'labels.csv': lambda path: read_table(path, path.parent, CLASSES),
@@ -226,9 +227,9 @@ def test_weights_that_ask_for_the_memory(tmp_path):
         path.write_bytes(content)
         assert path.stat().st_size < 3_000_000
     result = subprocess.run([sys.executable, '-c', PEAK, *paths], capture_output=True, text=True, timeout=300, check=True)
-    for name, path, line in zip(FLOODS, paths, result.stdout.splitlines(), strict=True):
-        peak, seconds, said = line.split('|')
-        assert said.startswith(f'refused {path}: ') and int(peak) < 300 and float(seconds) < 10, (name, line)
+    for name, path, row in zip(FLOODS, paths, result.stdout.splitlines(), strict=True):
+        peak, seconds, said = row.split('|')
+        assert said.startswith(f'refused {path}: ') and int(peak) < 300 and float(seconds) < 10, (name, row)
 
 
 def test_the_harmless_forms_of_these(tmp_path):
@@ -409,7 +410,7 @@ def convert(tmp_path, content):
 
 
 def test_the_harmless_coco_file(tmp_path, monkeypatch):
-    monkeypatch.setattr('bnrcam.datasets.COCO_CLASSES', ('cat',))
+    monkeypatch.setattr('bnrcam.datasets.coco.COCO_CLASSES', ('cat',))
     assert (read_mask(convert(tmp_path, coco()) / 'a.png', 2) == 1).sum() in range(6, 13)
 
 
@@ -439,7 +440,7 @@ def test_hostile_coco(tmp_path, changes):
 
 def test_coco_photograph_by_a_path_stays_in_its_folder(tmp_path, monkeypatch):
     "Only the last part of a name counts."
-    monkeypatch.setattr('bnrcam.datasets.COCO_CLASSES', ('cat',))
+    monkeypatch.setattr('bnrcam.datasets.coco.COCO_CLASSES', ('cat',))
     convert(tmp_path, coco(file_name='../../etc/a.jpg'))
     assert [path.name for path in (tmp_path / 'JPEGImages').iterdir()] == ['a.jpg']
 
@@ -528,7 +529,7 @@ def test_parameters_are_values(tmp_path):
     (tmp_path / 'x.yaml').write_text('\n'.join(line(*item) for item in profile.items()))
     assert yaml.safe_load((tmp_path / 'x.yaml').read_text()) == profile
     for i, value in enumerate(VALUES):
-        arguments = [str(ROOT / 'nbs/stages/seeds.ipynb'), str(tmp_path / 'out.ipynb'), '--prepare-only', '-f',
+        arguments = [str(ROOT / 'nbs/stages/cams.ipynb'), str(tmp_path / 'out.ipynb'), '--prepare-only', '-f',
                      str(tmp_path / 'x.yaml'),
                      '-p' if i % 2 else '-r', 'run', value]
         papermill(arguments, standalone_mode=False)
@@ -572,8 +573,8 @@ MINI = (ROOT / 'nbs/profiles/mini.yaml').read_text().replace('profile: mini', 'p
 
 
 @pytest.mark.parametrize('old, new', [
-    ('variants: [', 'variants: [a$(touch${{IFS}}{}), '), ('seeds: [', 'seeds: [`touch\t{}`, '),
-    ('modern: [', "modern: [x;'touch {}', "),
+    ('variants: [', 'variants: [a$(touch${{IFS}}{}), '), ('random_seeds: [', 'random_seeds: [`touch\t{}`, '),
+    ('timm_backbones: [', "timm_backbones: [x;'touch {}', "),
     ('segment: {{weights: ', 'segment: {{weights: x$(touch\t{}).params, other: '),
     ('profile: evil', 'profile: ../../evil'),
     ('profile: evil', 'profile: mini'), ('root: ', '"__import__(\'os\').system(\'touch {}\')": ')])
@@ -581,7 +582,7 @@ def test_a_profile_that_speaks_to_the_shell_or_to_python(repo, mark, old, new):
     old, new = old.format(mark), new.format(mark)
     assert MINI.count(old) >= 1
     (repo / 'nbs/profiles/evil.yaml').write_text(MINI.replace(old, new, 1))
-    result = make(repo, 'reports/evil/pretrain-s0/pretrain.ipynb', 'PROFILE=evil', 'DATA=none')
+    result = make(repo, 'reports/evil/baseline-s0/train.ipynb', 'PROFILE=evil', 'DATA=none')
     assert result.returncode == 2 and 'nbs/profiles/evil.yaml: ' in result.stderr, result.stdout + result.stderr
     assert not list(repo.glob('reports/evil/*/*')) and not (repo.parent / 'evil').exists()
     shutil.rmtree(repo / 'reports', ignore_errors=True)
@@ -605,10 +606,10 @@ def test_the_page_shows_markup_as_text(tmp_path):
     run.mkdir()
     picture = {'image/png': 'iVBORw0KGgo='}
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[
-        nbformat.v4.new_output('display_data', data=picture)])]), run / 'seeds.ipynb')
-    write_json(run / 'seeds.json', {})
+        nbformat.v4.new_output('display_data', data=picture)])]), run / 'cams.ipynb')
+    write_json(run / 'cams.json', {})
     write_index(tmp_path, SCRIPT, QUOTE)
-    for page in (tmp_path / 'index.html', tmp_path / 'table2.html', run / 'seeds.html'):
+    for page in (tmp_path / 'index.html', tmp_path / 'table2.html', run / 'cams.html'):
         text = page.read_text()
         assert '<script>alert' not in text and '<img src=x' not in text and '" onload=' not in text, page
     assert '&lt;script&gt;alert(1)' in (tmp_path / 'index.html').read_text()

@@ -16,6 +16,8 @@ import pytest
 
 from browsing import resize
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 ALL = sorted(path.stem for path in (ROOT / 'nbs').glob('[0-9]*.ipynb'))
 ASKED = os.environ.get('BNRCAM_LAB', '00_paper,05_losses,08_evaluate')

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import bnrcam.models  # noqa: F401  (registers them with timm)
 import pytest
 from nbclient import NotebookClient
 
@@ -15,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = sorted([*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs').glob('*/[0-9]*.ipynb')])
 BATCH = sorted((ROOT / 'nbs').glob('*/[!0-9]*.ipynb'))
 RESULTS = [path for path in BATCH if path.parent.name == 'results' and path.stem != 'index']
-STAGES = {'seeds', 'pseudo', 'segment', 'sweep'}
+STAGES = {'cams', 'pseudo', 'segment', 'sweep'}
 
 
 def tool(name, cwd):
@@ -61,6 +60,9 @@ def test_readme_pictures_and_links():
 def test_readme_examples(tmp_path, monkeypatch):
     import timm
     import torch
+
+    import bnrcam.models
+    assert 'conformer_small_patch16' in bnrcam.models.PUBLISHED
     monkeypatch.chdir(tmp_path)
     published = timm.create_model('conformer_small_patch16', num_classes=1000)
     torch.save({'model': published.state_dict()}, 'Conformer_small_patch16.pth')
@@ -90,16 +92,18 @@ def test_places_on_the_page_differ():
     assert len(set(orders)) == len(orders) > 10
 
 
+@pytest.mark.slow
 def test_papermill_passes_on_what_a_result_notebook_says(tmp_path):
     from papermill import execute_notebook
     notebook = nbformat.v4.new_notebook(metadata={
-        'bnrcam': {'needs': ['seeds'], 'order': 5}, 'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'x'}}, cells=[
+        'bnrcam': {'needs': ['cams'], 'order': 5}, 'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'x'}}, cells=[
         nbformat.v4.new_code_cell('x = 1', metadata={'tags': ['parameters']})])
     nbformat.write(notebook, tmp_path / 'in.ipynb')
     execute_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {'x': 2}, kernel_name='python3', progress_bar=False)
-    assert json.loads((tmp_path / 'out.ipynb').read_text())['metadata']['bnrcam'] == {'needs': ['seeds'], 'order': 5}
+    assert json.loads((tmp_path / 'out.ipynb').read_text())['metadata']['bnrcam'] == {'needs': ['cams'], 'order': 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', LIBRARY, ids=lambda path: path.stem)
 def test_runs(path):
     "To its end. How long it takes is for `make bench` to say: here only what hangs fails, at 5 minutes a cell."
@@ -120,7 +124,7 @@ class Refuse(importlib.abc.MetaPathFinder):
 STUDY = {"jinja2", "yaml", "matplotlib"}  # torch, huggingface_hub and timm may look for these themselves
 sys.meta_path.insert(0, Refuse())
 import bnrcam
-from bnrcam import affinity, cam, crf, data, evaluate, losses, models, paper, scenes, seeds, train
+from bnrcam import affinity, cam, cams, crf, data, evaluate, losses, models, paper, scenes, train
 import timm
 timm.create_model("conformer_mini_patch16", num_classes=3)
 '''

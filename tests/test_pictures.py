@@ -13,9 +13,10 @@ from PIL import ExifTags, Image
 
 from bnrcam.crf import crf_folder, crf_labels
 from bnrcam.data import DataError, VOCFolder, image_size, read_image, read_labels, read_mask, write_mask
-from bnrcam.datasets import CocoImage, convert_coco, convert_sbd, read_annotations, read_coco
+from bnrcam.datasets.coco import CocoImage, convert_coco, read_annotations, read_coco
+from bnrcam.datasets.voc import convert_sbd
 from bnrcam.evaluate import evaluate_labels
-from bnrcam.folder import folder_from_table, read_table
+from bnrcam.datasets.folder import folder_from_table, read_table
 from bnrcam.scenes import voc_palette
 from miniature import sbd_mat
 

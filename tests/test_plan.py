@@ -4,26 +4,26 @@ import math
 import pytest
 import torch
 
-from bnrcam import plan
+from bnrcam.study import plan
 from bnrcam.data import DataError
 from bnrcam.study.profile import ProfileError, completed
 
 TINY = completed({
-    'profile': 'tiny', 'about': 'A test.', 'root': 'none', 'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'pseudo_labels': ['noise1'],
-    'modern': ['test_resnet'], 'modern_options': {'test_resnet': {'output_stride': 8}}, 'benchmark': None, 'sweep': [],
+    'profile': 'tiny', 'about': 'A test.', 'root': 'none', 'variants': ['baseline', 'noise1'], 'random_seeds': [0, 1], 'pseudo_labels': ['noise1'],
+    'timm_backbones': ['test_resnet'], 'timm_options': {'test_resnet': {'output_stride': 8}}, 'benchmark': None, 'sweep': [],
     'dataset': {'classes': ['apple', 'banana', 'leaf', 'fish', 'flower', 'starfish'], 'pretrain': 'train', 'train': 'train',
-                'seeds': 'train', 'val': 'val', 'test': 'val', 'scored': None},
+                'eval': 'train', 'val': 'val', 'test': 'val', 'scored': None},
     'model': {'name': 'conformer_mini_patch16', 'drop_path_rate': 0.6}, 'augment': {'long_side': [64, 80], 'crop': 64},
     'pretrain': {'epochs': 1, 'lr': 0.001, 'weight_decay': 0.1, 'batch_size': 3},
     'train': {'epochs': 3, 'lr': 5e-5, 'weight_decay': 5e-4, 'batch_size': 4},
     'inference': {'scales': [32, 64], 'batch_size': 2},
-    'pseudo': {'sure': 0.6, 'generous': 0.3, 'background': 0.42, 'walk': {'beta': 14, 'steps': 8},
+    'pseudo': {'conf_fg': 0.6, 'conf_bg': 0.3, 'background': 0.42, 'walk': {'beta': 14, 'steps': 8},
                'attention': {'beta': 2, 'steps': 1}},
     'trunk': {'width': 0.03125, 'epochs': 2, 'lr': 0.001, 'weight_decay': 0.05, 'batch_size': 4},
     'affinity': {'width': 0.03125, 'frozen': True, 'weights': 'data/weights/none.safetensors', 'crop': 64, 'padding_label': 255,
                  'epochs': 1, 'lr': 0.1, 'batch_size': 4},
     'segment': {'weights': 'data/weights/none.safetensors', 'width': 0.03125, 'iterations': 9, 'batch_size': 4, 'crop': 64,
-                'scale': [0.75, 1.25], 'lr': 0.003, 'modern_lr': 1e-4, 'bn_momentum': 0.1, 'scales': [0.75, 1.0]},
+                'scale': [0.75, 1.25], 'lr': 0.003, 'timm_lr': 1e-4, 'bn_momentum': 0.1, 'scales': [0.75, 1.0]},
     'compute': {'threads': 1, 'workers': 0, 'precision': 'no'}})
 
 
@@ -34,7 +34,7 @@ def sample(scenes, tmp_path): return plan.make_sample(TINY, scenes, tmp_path)
 def test_runs_are_those_of_the_makefile():
     assert plan.stage_runs(TINY) == {
         'pretrain': ['pretrain-s0', 'pretrain-s1'], 'train': ['baseline-s0', 'baseline-s1', 'noise1-s0', 'noise1-s1'],
-        'seeds': ['baseline-s0', 'baseline-s1', 'noise1-s0', 'noise1-s1'], 'trunk': ['trunk'],
+        'cams': ['baseline-s0', 'baseline-s1', 'noise1-s0', 'noise1-s1'], 'trunk': ['trunk'],
         'pseudo': ['noise1-s0', 'noise1-s1'],
         'segment': ['noise1-s0/segment', 'noise1-s1/segment', 'supervised-s0/segment', 'supervised-s1/segment',
                     'noise1-s0/segment-test_resnet']}
@@ -44,9 +44,9 @@ def test_runs_of_a_sweep_and_of_published_weights():
     profile = {**TINY, 'weights': 'data/weights/none.pth', 'pretrain': None, 'trunk': None}
     runs = plan.stage_runs({**profile, 'pseudo_labels': []})
     assert {stage: len(names) for stage, names in runs.items()} == {
-        'pretrain': 0, 'train': 4, 'seeds': 4, 'trunk': 0, 'pseudo': 0, 'segment': 0}
+        'pretrain': 0, 'train': 4, 'cams': 4, 'trunk': 0, 'pseudo': 0, 'segment': 0}
     runs = plan.stage_runs({**TINY, 'sweep': [0.001, 0.01]})
-    assert len(runs['pretrain']) == 5 and len(runs['train']) == 6 and len(runs['seeds']) == 10
+    assert len(runs['pretrain']) == 5 and len(runs['train']) == 6 and len(runs['cams']) == 10
     assert runs['train'][-1] == 'noise1-s0-lr0.01'
 
 
@@ -54,7 +54,7 @@ def test_images_of_each_stage():
     table = plan.stages(TINY, {'train': 10, 'val': 5}).set_index(['stage', 'of'])[['runs', 'images']]
     assert {key: tuple(row) for key, row in table.iterrows()} == {
         ('pretrain', 'baseline'): (2, 9), ('train', 'baseline'): (2, 24), ('train', 'noise1'): (2, 24),
-        ('seeds', ''): (4, 10), ('score seeds', ''): (4, 10), ('trunk', ''): (1, 16),
+        ('cams', ''): (4, 10), ('score seeds', ''): (4, 10), ('trunk', ''): (1, 16),
         ('CRF of seeds', 'sure, generous'): (2, 20), ('AffinityNet', ''): (2, 8), ('walk', 'affinity'): (2, 10),
         ('walk', 'attention'): (2, 10), ('labels of walks', ''): (2, 20), ('CRF of walks', ''): (2, 20),
         ('score labels', '5 maps'): (2, 50), ('segment', 'resnet38'): (4, 36), ('predict', 'resnet38'): (4, 10),
@@ -71,7 +71,7 @@ def test_variants_of_noise_1_are_timed_apart():
 
 def test_sizes_from_the_splits_or_the_benchmark(scenes, tmp_path):
     assert plan.split_sizes(TINY, scenes)['train'][0] == 8
-    profile = {**TINY, 'benchmark': 'COCO', 'dataset': {'train': 'train', 'seeds': 'train', 'val': 'val', 'test': None}}
+    profile = {**TINY, 'benchmark': 'COCO', 'dataset': {'train': 'train', 'eval': 'train', 'val': 'val', 'test': None}}
     sizes = plan.split_sizes(profile, tmp_path)
     assert sizes['train'] == (82_081, 'the published size of COCO') and sizes['val'][0] == 40_137
 
@@ -133,7 +133,7 @@ def test_plan_prints_a_table(scenes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan, 'MOST', 1)
     plan.plan('tiny.yaml', scenes, budget=0.05)
     text = capsys.readouterr().out
-    for words in ('train: 8 images (', 's an image', 'memory GB', 'pretrain baseline', 'train noise1', 'seeds', 'CPU',
+    for words in ('train: 8 images (', 's an image', 'memory GB', 'pretrain baseline', 'train noise1', 'cams', 'CPU',
                   'one run after the other', 'disk, CAMs', 'disk, weights', 'disk, all'):
         assert words in text
     assert 'nan' not in text and not (tmp_path / 'data').exists()

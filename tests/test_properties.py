@@ -27,19 +27,22 @@ from bnrcam.affinity import pair_affinities, random_walk, transition_matrix
 from bnrcam.engine.weights import WeightsError, fill_weights, read_weights
 from bnrcam.crf import fill_fours, label_groups, plane_groups
 from bnrcam.data import IGNORE, DataError, read_image, read_labels, read_mask, read_split, write_mask
-from bnrcam.datasets import coco_mask, read_annotations, read_coco, read_sbd
-from bnrcam.download import VOC_FILES, read_sources, unpack
+from bnrcam.datasets.coco import coco_mask, read_annotations, read_coco
+from bnrcam.datasets.voc import read_sbd
+from bnrcam.datasets.download import VOC_FILES, read_sources, unpack
 from bnrcam.evaluate import confusion_matrix, curve_confusions, score_histogram
-from bnrcam.folder import read_table
+from bnrcam.datasets.folder import read_table
 from bnrcam.resnet38 import read_params
 from bnrcam.scenes import voc_palette
-from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
+from bnrcam.cams import CAMs, read_cams, seed_scores, write_cams
 from bnrcam.study.profile import ProfileError, read_profile
 from bnrcam.study.records import read_json
 from bnrcam.study.submit import read_prediction, read_scores
 from bnrcam.study.verify import check_scores
 from miniature import coco_json, run_lengths, sbd_mat, write_tar, write_zip
 from test_batch import TINY
+
+pytestmark = pytest.mark.slow
 
 CLASSES = ('cat', 'dog', 'tea pot')
 
@@ -458,7 +461,7 @@ tensors = arrays.arrays(st.sampled_from([np.float32, np.float16, np.uint8, np.in
 
 @examples(150)
 @given(st.fixed_dictionaries({}, optional={key: tensors for key in ('classes', 'means', 'map_0', 'map_1')}),
-       spoiled_json({'size': [8, 9], 'made_by': 'x'}), st.booleans())
+       spoiled_json({'size': [8, 9], 'provenance': 'x'}), st.booleans())
 @example({'classes': torch.tensor([0], dtype=torch.uint8), 'means': torch.zeros(1, 1),
           'map_0': torch.full((1, 2, 2), torch.nan)},
          {'size': [8, 9]}, True)
@@ -742,9 +745,9 @@ def test_transition_matrix(size, batch, beta, seed, contrast):
     blocks = torch.arange(len(dense)) // (size[0] * size[1])
     assert (dense[blocks[:, None] != blocks] == 0).all()
     scores = torch.rand(batch, 2, *size, generator=rng)
-    walked = random_walk(matrix, scores, 8)
+    propagated = random_walk(matrix, scores, 8)
     low, high = (extreme(scores, (2, 3)) for extreme in (torch.amin, torch.amax))
-    assert (walked.amin((2, 3)) >= low - 1e-5).all() and (walked.amax((2, 3)) <= high + 1e-5).all()
-    assert torch.allclose(walked.flatten(),
+    assert (propagated.amin((2, 3)) >= low - 1e-5).all() and (propagated.amax((2, 3)) <= high + 1e-5).all()
+    assert torch.allclose(propagated.flatten(),
                           (torch.linalg.matrix_power(dense, 8) @ scores.flatten(2).transpose(1, 2).flatten(0, 1))
                           .unflatten(0, (batch, -1)).transpose(1, 2).flatten(), atol=1e-5)

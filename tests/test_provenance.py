@@ -26,11 +26,14 @@ from bnrcam.losses import bnr_loss
 from bnrcam.models import create_classifier
 from bnrcam.resnet38 import ResNet38Classifier, train_trunk
 from bnrcam.scenes import SCENE_CLASSES, voc_palette, write_scenes
-from bnrcam.seeds import CAMs, infer_seeds, write_cams
+from bnrcam.cams import CAMs, infer_cams, write_cams
 from bnrcam.segment import SegmentData, deeplab, infer_segments, train_segmenter
-from bnrcam.train import TrainingError, save_tensors, train_classifier, warmup_cosine
-from bnrcam.transforms import train_transform
+from bnrcam.engine.checkpoints import save_tensors
+from bnrcam.train import TrainingError, train_classifier, warmup_cosine
+from bnrcam.datasets.transforms import train_transform
 from bnrcam.conformer import CAMOutput
+
+pytestmark = pytest.mark.slow
 
 torch.set_num_threads(1)
 
@@ -199,7 +202,7 @@ def test_precision_is_that_of_the_training_alone(root, tmp_path):
 def test_unlabelled_image_is_named(root, tmp_path, capsys):
     (root / 'Annotations/train_00003.xml').write_text('<annotation/>')
     train(tmp_path / 'run', root, epochs=1)
-    infer_seeds(conformer(), VOCFolder(root, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=[32])
+    infer_cams(conformer(), VOCFolder(root, 'train', SCENE_CLASSES), tmp_path / 'cams', scales=[32])
     said = capsys.readouterr().out
     assert said.count('1 of 8 images have no label') == 2 and 'first train_00003' in said
 
@@ -215,7 +218,7 @@ def test_objects_that_stand_elsewhere(root, text):
 # CAMs
 
 def seeds(folder, root, net=None, **options):
-    return infer_seeds(net or conformer(), VOCFolder(root, 'train', SCENE_CLASSES), folder, **{'scales': [32], **options})
+    return infer_cams(net or conformer(), VOCFolder(root, 'train', SCENE_CLASSES), folder, **{'scales': [32], **options})
 
 
 def test_photograph_behind_cams(root, tmp_path, capsys):
@@ -243,7 +246,7 @@ def test_outputs_that_do_not_fit_the_classes(root, tmp_path):
 
 def test_data_set_stays_as_it_is(root, tmp_path):
     data = crops(root)
-    infer_seeds(conformer(), data, tmp_path / 'cams', scales=[32])
+    infer_cams(conformer(), data, tmp_path / 'cams', scales=[32])
     train_classifier(conformer(), data, 'noise1', tmp_path / 'run', epochs=1, lr=1e-3, batch_size=8, seed=0)
 
 
@@ -350,7 +353,7 @@ def test_stage_with_another_drop_path_rate(root, tmp_path):
 
 def test_stage_with_other_trunk_weights(root, tmp_path):
     "Under the same path: walks and maps are those of the new ones."
-    settings = {'dataset': {'train': 'train', 'seeds': 'train', 'scored': None, 'classes': list(SCENE_CLASSES)},
+    settings = {'dataset': {'train': 'train', 'eval': 'train', 'scored': None, 'classes': list(SCENE_CLASSES)},
                 'model': {'name': 'conformer_mini_patch16'}, 'inference': {'scales': [32, 64]},
                 'affinity': {'width': 1 / 32, 'frozen': False, 'weights': 'trunk.safetensors', 'crop': 64, 'padding_label': 255,
                              'epochs': 1, 'lr': .05, 'batch_size': 4}}
@@ -363,10 +366,10 @@ def test_stage_with_other_trunk_weights(root, tmp_path):
         save_tensors(tmp_path / place / 'trunk.safetensors', trunk.state_dict())
         if not folder.exists():
             save_tensors(folder / 'model.safetensors', net.state_dict())
-            infer_seeds(net, VOCFolder(root, 'train', SCENE_CLASSES), folder / 'cams', scales=[32, 64])
+            infer_cams(net, VOCFolder(root, 'train', SCENE_CLASSES), folder / 'cams', scales=[32, 64])
         run_stage('pseudo', root, tmp_path / place, **settings)
     results = [json.loads((tmp_path / place / 'reports/small/noise1-s0/pseudo.json').read_text()) for place in ('run', 'own')]
-    for result in results: result.pop('made_by')
+    for result in results: result.pop('provenance')
     assert results[0] == results[1]
     maps = [contents(tmp_path / place / 'data/runs/small/noise1-s0') for place in ('run', 'own')]
     assert maps[0] == maps[1]
@@ -455,7 +458,7 @@ CASES = {
     'train_segmenter': {**{key: value for key, value in TRAINING.items() if key != 'epochs'}, 'iterations': (1, 2),
                         'model': (lambda p: segmenter(), lambda p: segmenter(.5)), 'lr': (1e-3, 1e-4),
                         'dataset': (lambda p: p.learned[0], lambda p: p.learned[1])},
-    'infer_seeds': {'model': (lambda p: conformer(), lambda p: conformer(.1)), 'folder': 'where it is stored',
+    'infer_cams': {'model': (lambda p: conformer(), lambda p: conformer(.1)), 'folder': 'where it is stored',
                     'dataset': (lambda p: p.fewer, lambda p: p.crops), 'scales': ([32], [48]), 'batch_size': ROUNDING,
                     'precision': ('no', 'bf16'), 'workers': ROUNDING},
     'infer_walks': {'walk': (walk_by_affinity, lambda *arguments, **more: walk_by_affinity(*arguments, **more)),

@@ -1,8 +1,8 @@
 """`make data` and `make reproduce` on miniatures of VOC with SBD and of COCO, with their profiles made small."""
 import csv
-import re
 import tarfile
 from dataclasses import replace
+from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -10,39 +10,45 @@ import timm
 import torch
 import yaml
 
-import bnrcam.models  # noqa: F401  (registers them with timm)
 from bnrcam.data import VOC_CLASSES, image_size, read_mask, read_split
-from bnrcam.datasets import COCO_CLASSES
+from bnrcam.datasets.coco import COCO_CLASSES
 from bnrcam.paper import VOC_LABELS
 from miniature import coco_archives, serve, voc_archives, write_sources
 from test_affinity import params_bytes, random_trunk, trunk_arrays
 from test_batch import FIGURES, ROOT, TABLES, make, new_repo
 
+import_module('bnrcam.models')  # registers them with timm
+
+pytestmark = pytest.mark.slow
+
 ARCHIVES = {'voc': voc_archives, 'coco': coco_archives}
 CLASSES = {'voc': VOC_CLASSES, 'coco': COCO_CLASSES}
 PTH, PARAMS = (f'data/weights/{name}' for name in (
     'conformer-small-p16_3rdparty_8xb128_in1k_20211206-3065dcf5.pth', 'ilsvrc-cls_rna-a1_cls1000_ep-0001.params'))
-# (what stands in both profiles, what makes it small); everything else stays as it is committed
-SMALL = [
-    (r'variants: \[.*\]', 'variants: [baseline, noise1]'), (r'\nseeds: \[.*\]', '\nseeds: [0]'),
-    (r'pseudo_labels: \[.*\]', 'pseudo_labels: [noise1]'), (r'modern: \[.*\]', 'modern: []'),
-    ('conformer_small_patch16', 'conformer_mini_patch16'),
-    (r'long_side: \[320, 640\], crop: 512', 'long_side: [64, 80], crop: 64'),
-    (r'(train: {epochs:) \d+(.*batch_size:) \d+', r'\1 1\2 4'), (r'(inference: {scales:) \[.*\]', r'\1 [64]'),
-    ('steps: 128', 'steps: 8'), (r'affinity: {width: 1.0', 'affinity: {width: 0.03125'),
-    (r'crop: 448, padding_label: 0,\s*epochs: \d+(.*batch_size:) \d+', r'crop: 64, padding_label: 0, epochs: 1\1 4'),
-    (r'width: 1.0, iterations: \d+, batch_size: \d+, crop: 448',
-     'width: 0.03125, iterations: 3, batch_size: 3, crop: 64'),
-    (r'(modern_lr.*scales:) \[.*\]', r'\1 [0.75, 1.0]'), ('threads: 8, workers: 8', 'threads: 1, workers: 0')]
+# what both profiles take instead of their own values; everything else stays as it is committed
+SMALL = {
+    'variants': ['baseline', 'noise1'], 'random_seeds': [0], 'pseudo_labels': ['noise1'], 'timm_backbones': [],
+    'model': {'name': 'conformer_mini_patch16'}, 'augment': {'long_side': [64, 80], 'crop': 64},
+    'train': {'epochs': 1, 'batch_size': 4}, 'inference': {'scales': [64]}, 'pseudo': {'walk': {'steps': 8}},
+    'affinity': {'width': 1 / 32, 'crop': 64, 'epochs': 1, 'batch_size': 4},
+    'segment': {'width': 1 / 32, 'iterations': 3, 'batch_size': 3, 'crop': 64, 'scales': [0.75, 1.0]},
+    'compute': {'threads': 1, 'workers': 0}}
+
+
+def merged(values, changes):
+    "`values` with those of `changes`, which may have no other keys, at every depth."
+    assert changes.keys() <= values.keys(), changes.keys() - values.keys()
+    return values | {key: merged(values[key], change) if isinstance(change, dict) else change
+                     for key, change in changes.items()}
+
+
+def committed_profile(name):
+    return yaml.safe_load((ROOT / f'nbs/profiles/{name}.yaml').read_text(encoding='utf-8'))
 
 
 def small_profile(name):
-    "Text of the committed profile with other values; for VOC, its val images are also those of the server."
-    text = (ROOT / f'nbs/profiles/{name}.yaml').read_text(encoding='utf-8')
-    for old, new in SMALL + ([('test: null', 'test: val')] if name == 'voc' else []):
-        text, count = re.subn(old, new, text)
-        assert count == 1, (name, old)
-    return text
+    "The committed profile with other values; for VOC, its val images are also those of the server."
+    return merged(committed_profile(name), SMALL | ({'dataset': {'test': 'val'}} if name == 'voc' else {}))
 
 
 def keys(value):
@@ -52,7 +58,7 @@ def keys(value):
 def public_repo(folder, name):
     "A copy of the project with the small profile and both files of weights."
     repo = new_repo(folder)
-    (repo / f'nbs/profiles/{name}.yaml').write_text(small_profile(name), encoding='utf-8')
+    (repo / f'nbs/profiles/{name}.yaml').write_text(yaml.safe_dump(small_profile(name)), encoding='utf-8')
     (repo / PTH).parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save({'state_dict': timm.create_model('conformer_mini_patch16', num_classes=1000).state_dict()}, repo / PTH)
@@ -99,11 +105,10 @@ def study(request, tmp_path_factory):
 
 
 def test_small_profile_is_the_committed_one(study):
-    full, small = (yaml.safe_load(text) for text in (
-        (ROOT / f'nbs/profiles/{study.name}.yaml').read_text(encoding='utf-8'), small_profile(study.name)))
+    full, small = committed_profile(study.name), small_profile(study.name)
     for profile in (full, small): profile['dataset'].pop('test')
     assert keys(full) == keys(small)
-    for key in ('profile', 'about', 'benchmark', 'root', 'weights', 'dataset', 'sweep', 'modern_options'):
+    for key in ('profile', 'about', 'benchmark', 'root', 'weights', 'dataset', 'sweep', 'timm_options'):
         assert full[key] == small[key]
     assert tuple(small['dataset']['classes']) == CLASSES[study.name]
     assert full['affinity']['weights'] == full['segment']['weights'] == PARAMS and full['weights'] == PTH
@@ -120,7 +125,7 @@ def test_data_comes_once(study):
 
 def test_every_product_is_there(study):
     assert study.result.returncode == 0, study.result.stdout + study.result.stderr
-    runs = {'baseline-s0': {'train', 'seeds'}, 'noise1-s0': {'train', 'seeds', 'pseudo', 'segment'},
+    runs = {'baseline-s0': {'train', 'cams'}, 'noise1-s0': {'train', 'cams', 'pseudo', 'segment'},
             'supervised-s0': {'segment'}}
     folders = [path for path in study.out.iterdir() if path.is_dir()]
     assert {folder.name: {path.stem for path in folder.glob('*.ipynb')} for folder in folders} == runs

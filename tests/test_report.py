@@ -17,7 +17,7 @@ from bnrcam.evaluate import confusion_matrix, curve_confusions, evaluate_seeds, 
 from bnrcam.losses import VARIANTS
 from bnrcam.paper import VOC_LABELS, recent, table, transcam_curve
 from bnrcam.scenes import SCENE_CLASSES
-from bnrcam.seeds import CAMs, read_cams, seed_scores, write_cams
+from bnrcam.cams import CAMs, read_cams, seed_scores, write_cams
 from bnrcam.study.figures import (BEYOND, STYLES, VARIANT_NAMES, curve_figure, forward_one, label_figure,
                                   method_figure, move_apart, published, write_figure, years_figure)
 from bnrcam.study.page import SLIDER_PAGE, place, slider_map, write_index, write_slider
@@ -44,7 +44,7 @@ def write(folder, variant, seed, names=VOC_LABELS, scored=None, split='val', abs
           backbone='ResNet38'):
     level = LEVEL[variant] + seed
     write_json(folder / f'{variant}-s{seed}' / f'{name}.json', {
-        'variant': variant, 'seed': seed, 'backbone': backbone, 'split': split, 'labels_from': 'PSA', 'made_by': {},
+        'variant': variant, 'seed': seed, 'backbone': backbone, 'split': split, 'labels_from': 'PSA', 'provenance': {},
         'plain': scores(level - 2, names, scored or names, absent),
         'crf': scores(level, names, scored or names, absent)})
 
@@ -338,7 +338,7 @@ def page(tmp_path_factory, scenes):
     out.mkdir()
     frames = {'table2': class_table(results, no_scores(folder), 'voc', 'VOC'),
               **{f'table{n}': segmentation_table(n, results, NOTHING, 'voc', 'VOC') for n in (3, 4)}}
-    record = provenance(results, profile='voc', seeds=[0, 1, 2], parameters={'benchmark': 'VOC'})
+    record = provenance(results, profile='voc', random_seeds=[0, 1, 2], parameters={'benchmark': 'VOC'})
     for name, frame in frames.items():
         write_table(frame, out, name, f'{name}. A table.', record)
     for name in ('figure3', 'years'):
@@ -426,7 +426,7 @@ def test_evidence_stands_behind_each_item(page, browser):
     assert len(items) == 6
     for name, is_open, text in items:
         assert is_open and f'{name}.json' in text and 'noise1-s2/segment.json' in text and 'benchmark VOC' in text
-        assert '{' not in text and all(word in text for word in ('Profile', 'Seeds', 'Code', 'Libraries', 'Device', 'Made'))
+        assert '{' not in text and all(word in text for word in ('Profile', 'Random seeds', 'Code', 'Libraries', 'Device', 'Made'))
 
 
 def test_slider_moves_the_mask(page, browser):

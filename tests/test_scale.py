@@ -17,12 +17,14 @@ from bnrcam.affinity import AffinityData, AffinityNet, crf_seed, infer_walks, ps
 from bnrcam.crf import map_images
 from bnrcam.data import VOCFolder
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds
-from bnrcam.launch import GlobalBatchNorm, processes, see_whole_batch
+from bnrcam.engine.launch import GlobalBatchNorm, processes, sync_over_batch
 from bnrcam.models import create_classifier
 from bnrcam.scenes import SCENE_CLASSES, write_scenes
-from bnrcam.seeds import infer_seeds
+from bnrcam.cams import infer_cams
 from bnrcam.train import TrainingError, train_classifier
-from bnrcam.transforms import train_transform
+from bnrcam.datasets.transforms import train_transform
+
+pytestmark = pytest.mark.slow
 
 REPO = Path(__file__).parents[1]
 SCALES = (64, 96)
@@ -75,8 +77,8 @@ def work(root, out):
     torch.manual_seed(1)
     images = VOCFolder(root, 'val', SCENE_CLASSES, masks=True)
     net = create_classifier({'name': 'conformer_mini_patch16', 'depth': 3}, 7)
-    seeds = infer_seeds(net, VOCFolder(root, 'val', SCENE_CLASSES), out / 'cams', scales=SCALES, batch_size=2)
-    scores = {'seeds': evaluate_seeds(images, seeds)}
+    seeds = infer_cams(net, VOCFolder(root, 'val', SCENE_CLASSES), out / 'cams', scales=SCALES, batch_size=2)
+    scores = {'cams': evaluate_seeds(images, seeds)}
 
     def label_maps(name, function, workers):
         map_images(function, images.names, folder := out / name, workers)
@@ -172,13 +174,13 @@ def test_same_scores(one_and_two):
 
 def test_one_process_keeps_its_layers():
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
-    see_whole_batch(net)
+    sync_over_batch(net)
     assert not isinstance(net[0], GlobalBatchNorm)
 
 
 def test_stage_in_two_processes(root, tmp_path):
     "The notebook of the first process is left, and its weights are those of both."
-    done = start(2, '-m', 'bnrcam.launch', 'papermill', REPO / 'nbs/stages/pretrain.ipynb', 'out.ipynb', '-p', 'root', root,
+    done = start(2, '-m', 'bnrcam.engine.launch', 'papermill', REPO / 'nbs/stages/pretrain.ipynb', 'out.ipynb', '-p', 'root', root,
                  '-y', 'dataset: {pretrain: train, classes: [%s]}' % ', '.join(SCENE_CLASSES),
                  '-y', 'pretrain: {epochs: 1, lr: 0.001, weight_decay: 0.1, batch_size: 4}', '--log-output', cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

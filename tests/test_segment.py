@@ -1,8 +1,6 @@
 """The segmentation network, its training and its inference: parity, images of any size, bounded memory, stop and go on."""
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +13,8 @@ from bnrcam.scenes import SCENE_CLASSES, voc_palette
 from bnrcam.segment import (SegmentData, deeplab, infer_segments, label_maps, make_optimizer, scaled_logits,
                             segment_loss, train_segmenter, upsample)
 from bnrcam.train import poly
-from golden.recipe import fill_state_dict, image
-
-GOLDEN = Path(__file__).parent / 'golden'
+from golden.recipe import image
+from references import close, filled, golden, names
 
 
 def small(num_classes=7, **options):
@@ -26,20 +23,17 @@ def small(num_classes=7, **options):
 
 
 def test_output_equals_the_reference():
-    file = np.load(GOLDEN / 'deeplabv1_97.npz')
-    net = deeplab('resnet38', 21).eval()
-    shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    assert shapes == {name: tuple(shape) for name, shape in json.loads((GOLDEN / 'state_deeplabv1_resnet38.json').read_text()).items()}
-    net.load_state_dict({name: torch.from_numpy(np.asarray(value)) for name, value in fill_state_dict(shapes).items()})
+    file = golden('deeplabv1_97')
+    net = filled(deeplab('resnet38', 21))
+    assert {name: tuple(value.shape) for name, value in net.state_dict().items()} == names('state_deeplabv1_resnet38')
     with torch.inference_mode():
         low = net(torch.from_numpy(image(int(file['seed']), *file['hw']))[None])
     for ours, theirs in ((low, file['logits_low']), (upsample(low, file['hw']), file['logits'])):
-        assert ours.shape == theirs.shape
-        assert np.abs(ours.numpy() - theirs).max() <= 2e-5 * np.abs(theirs).max()
+        close(ours, theirs, 2e-5)
 
 
 def test_parameter_groups_equal_the_reference():
-    file, net = np.load(GOLDEN / 'deeplabv1_97.npz'), deeplab('resnet38', 21)
+    file, net = golden('deeplabv1_97'), deeplab('resnet38', 21)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     ours = [{names[id(parameter)] for parameter in group['params']} for group in make_optimizer(net, .001).param_groups]
     # the file was written after eval(), which freezes the first convolution; the reference's training never calls it
@@ -48,7 +42,7 @@ def test_parameter_groups_equal_the_reference():
 
 
 def test_learning_rates_equal_the_reference():
-    file, net = np.load(GOLDEN / 'poly_lr.npz'), small()
+    file, net = golden('poly_lr'), small()
     total = int(file['deeplab_max_itr'])
     groups = make_optimizer(net, float(file['deeplab_lr0'])).param_groups
     for iteration, rates in zip(file['deeplab_itr'], file['deeplab_lr']):
@@ -58,7 +52,7 @@ def test_learning_rates_equal_the_reference():
 
 def test_evaluation_equals_the_reference(tmp_path):
     "The reference's `png` mode on the same files; it counts a class in neither truth nor prediction as 0."
-    file = np.load(GOLDEN / 'seed_eval.npz')
+    file = golden('seed_eval')
     for folder in ('JPEGImages', 'SegmentationClass', 'Annotations', 'ImageSets/Segmentation', 'labels'):
         (tmp_path / folder).mkdir(parents=True)
     from bnrcam.data import VOC_CLASSES, write_mask

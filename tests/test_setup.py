@@ -10,7 +10,9 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from bnrcam import prerequisites
+from bnrcam.study import prerequisites
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ('bash', 'env', 'make', 'sed', 'grep', 'cat', 'tr', 'nproc', 'git', 'chromium', 'mkdir', 'touch', 'head', 'sort')
@@ -66,7 +68,7 @@ exec {sys.executable} -I -S -c "
 import runpy, sys, sysconfig
 sysconfig.get_paths(), sysconfig.get_config_var('CC')
 sys.version_info = {version}
-runpy.run_path('bnrcam/prerequisites.py', run_name='__main__')"
+runpy.run_path('bnrcam/study/prerequisites.py', run_name='__main__')"
 ''')
     path.chmod(0o755)
     return path

@@ -1,15 +1,20 @@
 """The study graph: what a profile says, which jobs it makes, and that profile and data are seen by their content."""
+import copy
 import os
 import shutil
 import time
+from functools import cache, reduce
 
 import pytest
 
+import test_faults
+from bnrcam.study import graph
 from bnrcam.study.graph import cells, jobs, parameters
-from bnrcam.study.profile import ProfileError, read_profile
+from bnrcam.study.profile import Profile, ProfileError, read_profile
 from test_batch import ROOT, TINY
-from test_faults import (finished, fresh, go_on, make, ran, repo, start,  # noqa: F401
-                         up_to_date, would_run)
+from test_faults import go_on, make, ran, start, up_to_date, would_run
+
+finished, repo, fresh = test_faults.finished, test_faults.repo, test_faults.fresh  # fixtures
 
 MINI = (ROOT / 'nbs/profiles/mini.yaml').read_text()
 STAGES = sorted([*(ROOT / 'nbs/stages').glob('*.ipynb'), *(ROOT / 'nbs/results').glob('*.ipynb')])
@@ -29,40 +34,41 @@ def profile(folder, *edits, text=MINI):
 def test_lists_of_several_lines_and_blocks(tmp_path):
     one = profile(tmp_path)
     several = profile(tmp_path, ('variants: [baseline, noise0,', 'variants: [baseline,\n  noise0,'),
-                      ('\nseeds: [0, 1, 2]', '\nseeds:\n  - 0\n  - 1\n  - 2'), ('sweep: [0.0002, ', 'sweep: [2e-4, '))
+                      ('\nrandom_seeds: [0, 1, 2, 3, 4]', '\nrandom_seeds:\n  - 0\n  - 1\n  - 2\n  - 3\n  - 4'), ('lr: 0.00005,', 'lr: 5e-5,'))
     assert several == one
 
 
 def test_a_comment_is_a_comment(tmp_path):
-    (tmp_path / 'x.safetensors').touch()
-    found = jobs(profile(tmp_path, ('model: {', f'# weights: {tmp_path}/x.safetensors\nmodel: {{')), base=ROOT)
-    assert 'pretrain-s0/pretrain' in found and not any(job.files for job in found.values())
+    found = jobs(profile(tmp_path, ('model: {', '# weights: x.safetensors\nmodel: {')), base=ROOT)
+    assert {file for job in found.values() for file in job.files} == {
+        'data/start/conformer_mini.safetensors', 'data/start/resnet38_eighth.safetensors'}
 
 
 @pytest.mark.parametrize('old, new, key, right', [
     ('profile: mini', 'profile: 010', "profile is '010'", 'must be mini'),
     ('profile: mini', 'profile: other', "profile is 'other'", 'must be mini'),
     ('profile: mini', 'profile: mini\n"profile": voc', 'profile', 'stands twice'),
-    ('train: {epochs: 3,', 'train: {epochs: 3, epochs: 4,', 'epochs', 'stands twice'),
+    ('train: {epochs: 2,', 'train: {epochs: 2, epochs: 4,', 'epochs', 'stands twice'),
     ('lr: 0.00005', 'lr: "5e-5"', "train.lr is '5e-5'", 'number'), ('lr: 0.00005', 'lr: .nan', 'train.lr is', 'number'),
     ('precision: "no"', 'precision: no', 'compute.precision is False', "'no', 'bf16' or 'fp16'"),
     ('classes: [apple, banana', 'classes: [no, banana', 'dataset.classes.0 is False', 'quotes'),
     ('classes: [apple, banana', 'classes: [1, banana', 'dataset.classes.0 is 1', 'quotes'),
     ('classes: [apple, banana', 'classes: [apple, apple', 'dataset.classes is', "'apple' stands twice"),
-    ('train: {epochs: 3', 'train: {epochs: 0', 'train.epochs is 0', 'greater than 0'),
-    ('train: {epochs: 3', 'train: {epoch: 1, epochs: 3', 'train.epoch', 'no such setting, but epochs'),
+    ('train: {epochs: 2', 'train: {epochs: 0', 'train.epochs is 0', 'greater than 0'),
+    ('train: {epochs: 2', 'train: {epoch: 1, epochs: 3', 'train.epoch', 'no such setting, but epochs'),
     ('weight_decay: 0.0005, batch_size: 8', 'weight_decay: 0.0005, batch_size: 0', 'train.batch_size is 0', 'equal to 1'),
-    ('\nseeds: [0, 1, 2]', '\nseeds: [0, 0]', 'seeds is [0, 0]', '0 stands twice'),
-    ('\nseeds: [0, 1, 2]', '\nseeds: [0, 1.5]', 'seeds.1 is 1.5', 'integer'),
+    ('\nrandom_seeds: [0, 1, 2, 3, 4]', '\nrandom_seeds: [0, 0]', 'random_seeds is [0, 0]', '0 stands twice'),
+    ('\nrandom_seeds: [0, 1, 2, 3, 4]', '\nrandom_seeds: [0, 1.5]', 'random_seeds.1 is 1.5', 'integer'),
     ('\naugment:', '\n# augment:', 'augment', 'missing'), ('about: >-', 'note: none\nabout: >-', 'note', 'no such setting'),
     ('scored: null', 'scored: [background, kat]', 'dataset.scored', "'kat' is neither background nor"),
     *(('variants: [baseline', f'variants: [{name}', 'variants.0', 'letters') for name in ('../../../outside', "'noise1-s0'")),
     ('pseudo_labels: [baseline', 'pseudo_labels: [../tiny/noise1', 'pseudo_labels.0', 'letters'),
-    ('modern: [resnet18', 'modern: [../resnet18', 'modern.0', 'letters'),
-    ('modern: [resnet18', 'modern: [.hidden', 'modern.0', 'letters'),
+    ('timm_backbones: [resnet18', 'timm_backbones: [../resnet18', 'timm_backbones.0', 'letters'),
+    ('timm_backbones: [resnet18', 'timm_backbones: [.hidden', 'timm_backbones.0', 'letters'),
     *(('classes: [apple', f'classes: [{label}', 'dataset.classes.0', 'printable text') for label in (
         "'a|99.9'", "'=HYPERLINK(1)'", "'+1+1'", "'@SUM(1)'", "'-1'", '"a\\e[31m"', '"a\\0"', '"a\\v"', '"a\\nb"', "' a'")),
-    ('segment: {weights: data/runs/mini', 'segment: {weights: data/runs/voc', 'segment.weights', 'of this study')])
+    ('segment: {weights: data/start', 'segment: {weights: data/runs/voc', 'segment.weights', 'of this study'),
+    ('label_seeds: [0, 1, 2]', 'label_seeds: [0, 7]', 'label_seeds', '7 is none of random_seeds')])
 def test_one_line_for_a_mistake(tmp_path, old, new, key, right):
     with pytest.raises(ProfileError) as error:
         profile(tmp_path, (old, new))
@@ -72,7 +78,7 @@ def test_one_line_for_a_mistake(tmp_path, old, new, key, right):
 
 def test_all_mistakes_at_once(tmp_path):
     with pytest.raises(ProfileError) as error:
-        profile(tmp_path, ('train: {epochs: 3', 'train: {epochs: no'), ('\nseeds: [0, 1, 2]', '\nseeds: []'),
+        profile(tmp_path, ('train: {epochs: 2', 'train: {epochs: no'), ('\nrandom_seeds: [0, 1, 2, 3, 4]', '\nrandom_seeds: []'),
                 ('width: 0.125', 'width: -1'))
     assert len(error.value.lines) == 3
 
@@ -80,12 +86,14 @@ def test_all_mistakes_at_once(tmp_path):
 # the jobs
 
 @pytest.mark.parametrize('path', STAGES, ids=lambda path: path.stem)
-def test_parameters_of_a_notebook_are_those_of_mini(path):
-    "Who runs one in JupyterLab runs the study of mini."
-    mini = read_profile(ROOT / 'nbs/profiles/mini.yaml')
-    for name, value in parameters(path).items():
-        if name in mini and value != {}:
-            whole = mini[name]
+def test_parameters_of_a_notebook_are_those_of_its_profile(path):
+    "Who runs one in JupyterLab runs the study of mini; a stage that mini has not, that of the profile it names."
+    found = parameters(path)
+    profile = read_profile(ROOT / f"nbs/profiles/{found['profile']}.yaml")
+    assert found['profile'] == {'pretrain': 'scratch', 'collapse': 'scratch', 'trunk': 'animals'}.get(path.stem, 'mini')
+    for name, value in found.items():
+        if name in profile and value != {}:
+            whole = profile[name]
             assert value == ({key: whole[key] for key in value} if isinstance(value, dict) else whole), name
 
 
@@ -115,14 +123,49 @@ def test_only_what_reads_a_setting_is_stale(repo):
     assert not would_run(repo)
     path.write_text(TINY.replace('about: A test.', 'about: Another.'))
     assert would_run(repo) == {'index'}
-    path.write_text(TINY.replace('sure: 0.6', 'sure: 0.7'))
-    assert 'noise1-s0/pseudo' in would_run(repo) and not {'noise1-s0/train', 'noise1-s0/seeds'} & would_run(repo)
-    path.write_text(TINY.replace('seeds: [0]', 'seeds: [0, 1]', 1))
+    path.write_text(TINY.replace('conf_fg: 0.6', 'conf_fg: 0.7'))
+    assert 'noise1-s0/pseudo' in would_run(repo) and not {'noise1-s0/train', 'noise1-s0/cams'} & would_run(repo)
+    path.write_text(TINY.replace('random_seeds: [0]', 'random_seeds: [0, 1]', 1))
     assert {'baseline-s1/train', 'pretrain-s1/pretrain'} < would_run(repo) and 'baseline-s0/train' not in would_run(repo)
     path.write_text(TINY.replace('lr: 0.00005', 'lr: 1e-4'))
     result = make(repo, 'reproduce')
     assert 'noise1-s0/train.ipynb again, because nbs/profiles/tiny.yaml: train.lr is 0.0001, was 5.0e-05' in result.stdout
     assert result.returncode == 0 and 'pretrain-s0/pretrain' not in ran(result.stdout) and up_to_date(repo)
+
+
+READ_BY = {  # settings, by section, and a stage whose jobs each of them changes
+    'model': 'train', 'augment': 'train', 'pretrain': 'pretrain', 'train': 'train', 'inference': 'cams',
+    'trunk': 'trunk', 'pseudo': 'pseudo', 'affinity': 'pseudo', 'segment': 'segment', 'compute': 'train'}
+
+
+def leaves(settings, *keys):
+    "Paths of the single settings in a section, or in one that a profile may leave out."
+    for key, value in settings.items():
+        yield from leaves(value, *keys, key) if isinstance(value, dict) and value else [(*keys, key)]
+
+
+def another(value):
+    "A value of the same kind that is not this one."
+    if value is None: return 'other'
+    if isinstance(value, bool): return not value
+    return value[:-1] if isinstance(value, list) else value + ('x' if isinstance(value, str) else 1)
+
+
+def test_every_setting_of_the_schema_changes_a_job(monkeypatch):
+    "Leaves come from the schema through `completed`: a new one that no job reads fails here."
+    whole = {**read_profile(ROOT / 'nbs/profiles/animals.yaml'), 'sweep': [1e-3]}
+    assert whole.keys() == Profile.model_fields.keys() and all(whole[name] for name in READ_BY)
+    monkeypatch.setattr(graph, 'code', lambda *_: [])
+    monkeypatch.setattr(graph, 'cells', cache(cells))  # notebooks are read once
+    before = jobs(whole, base=ROOT)
+    for *sections, key in leaves(whole):
+        changed = copy.deepcopy(whole)
+        inner = reduce(dict.__getitem__, sections, changed)
+        inner[key] = another(inner[key])
+        after = jobs(changed, base=ROOT)
+        stages = {name.split('/')[-1].split('-')[0] for name in before.keys() | after.keys()
+                  if before.get(name) != after.get(name)}
+        assert stages and (not sections or READ_BY.get(sections[0], '') in {*stages, ''}), (sections, key)
 
 
 # data and products by content
@@ -156,15 +199,15 @@ def test_one_folder_has_one_name(repo):
 
 def test_what_cannot_be_read_has_changed(repo):
     out = repo / 'reports/tiny'
-    (out / 'noise1-s0/pseudo.made').write_text('[' * 200_000)
-    (out / 'noise1-s0/seeds.json').unlink()
-    (out / 'noise1-s0/seeds.json').mkdir()
-    (out / 'figure4.made').unlink()
-    os.mkfifo(out / 'figure4.made')
+    (out / 'noise1-s0/pseudo.provenance').write_text('[' * 200_000)
+    (out / 'noise1-s0/cams.json').unlink()
+    (out / 'noise1-s0/cams.json').mkdir()
+    (out / 'figure4.provenance').unlink()
+    os.mkfifo(out / 'figure4.provenance')
     (out / 'table5.csv').write_text('damaged')
-    assert {'noise1-s0/pseudo', 'noise1-s0/seeds', 'figure4', 'table5'} < would_run(repo)
-    (out / 'noise1-s0/seeds.json').rmdir()
-    (out / 'figure4.made').unlink()
+    assert {'noise1-s0/pseudo', 'noise1-s0/cams', 'figure4', 'table5'} < would_run(repo)
+    (out / 'noise1-s0/cams.json').rmdir()
+    (out / 'figure4.provenance').unlink()
     result = make(repo, 'reproduce')
     assert result.returncode == 0 and {'noise1-s0/pseudo', 'table5', 'figure4'} < ran(result.stdout) and up_to_date(repo)
 
@@ -202,7 +245,7 @@ def test_a_profile_is_read_every_time(repo):
 
 
 def test_links_are_not_written_through(repo):
-    for i, name in enumerate(('tiny/table5.log', 'tiny/table5.made.partial', '.tiny.lock')):
+    for i, name in enumerate(('tiny/table5.log', 'tiny/table5.provenance.partial', '.tiny.lock')):
         (repo / f'victim{i}').write_text('kept')
         (repo / 'reports' / name).unlink(missing_ok=True)
         (repo / 'reports' / name).symlink_to(repo / f'victim{i}')

@@ -30,7 +30,7 @@ def predictions(data, tmp_path):
     for name in data.names:
         mask = np.roll(data.mask(name), 5, axis=0)
         write_mask(folder / f'{name}.png', np.where(mask == 255, 0, mask), voc_palette())
-    (folder / 'made_by.txt').write_text('a test')
+    (folder / 'provenance.txt').write_text('a test')
     (folder / '.unfinished.part.png').write_bytes(b'')
     return folder
 

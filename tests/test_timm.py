@@ -1,4 +1,5 @@
 """The Conformers as networks of timm, CAM networks of either kind, and tools that capture them."""
+import copy
 import hashlib
 
 import pytest
@@ -9,14 +10,15 @@ from timm.models import get_pretrained_cfg, group_parameters
 
 import bnrcam.models
 from bnrcam.cam import block_attention, refine
-from bnrcam.conformer import CAMConformer, start_similar
+from bnrcam.conformer import CAMConformer, tie_query_key
 from bnrcam.data import DataError
-from bnrcam.download import Download
+from bnrcam.datasets.download import Download
 from bnrcam.engine.weights import tensor_digest
 from bnrcam.losses import VARIANTS, bnr_loss
 from bnrcam.models import AttentionRecorder, create_classifier
-from bnrcam.seeds import GraphCAM, refiner
-from test_parity import GOLDEN, batch, close, filled, golden
+from bnrcam.cams import GraphCAM, refiner
+from references import close, filled, golden
+from test_parity import batch
 
 NAMES = [f'conformer_{size}_patch16' for size in ('mini', 'tiny', 'small', 'base')]
 MINI = NAMES[0]
@@ -93,6 +95,36 @@ def test_arguments_of_timm(images):
             timm.create_model(MINI, **wrong)
 
 
+@torch.no_grad()
+def test_pruning(plain, images):
+    "What comes behind the last level that somebody asked for is gone, and the rest as it was."
+    for level, wanted in enumerate(plain.forward_intermediates(images)[1]):
+        pruned = copy.deepcopy(plain)
+        assert pruned.prune_intermediate_layers([level], prune_norm=True) == [level]
+        assert torch.equal(pruned.forward_features(images), wanted)
+        assert len(pruned.blocks) + 1 == [2, 4, 5, 6][level]
+    plain.reset_classifier(0, '')
+    plain.reset_classifier(3)
+    assert plain(images).shape == (2, 3) and not any(head.training for head in plain.get_classifier())
+
+
+def test_device_and_dtype(images):
+    "As timm's networks since 1.0.2x take them; without them, the same weights."
+    half = timm.create_model(MINI, num_classes=4, device='cpu', dtype=torch.bfloat16).eval()
+    assert half(images.bfloat16()).dtype == torch.bfloat16
+    half.reset_classifier(3)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+    torch.manual_seed(0)
+    doubled = timm.create_model(MINI, num_classes=5, dtype=torch.float64)
+    torch.manual_seed(0)
+    plain = timm.create_model(MINI, num_classes=5)
+    assert all(map(torch.equal, doubled.parameters(), plain.double().parameters()))
+    empty = [timm.create_model(name, device='meta', dtype=torch.float16) for name in (MINI, NAMES[1])]
+    with torch.device('meta'):
+        empty.append(create_classifier(MINI, 7))
+    assert all(weight.is_meta for net in empty for weight in net.parameters())
+
+
 def test_every_parameter_learns_and_belongs_to_a_group(plain, images):
     plain.train().set_grad_checkpointing()
     plain(images).mean().backward()
@@ -104,6 +136,7 @@ def test_every_parameter_learns_and_belongs_to_a_group(plain, images):
                                                     'conv_cls_head.weight', 'conv_cls_head.bias']
 
 
+@pytest.mark.slow
 def test_pretrained_weights(tmp_path, monkeypatch):
     "Published logits from the published file, once it is in its place; a line that names it, before."
     name = 'conformer_small_patch16'
@@ -136,7 +169,7 @@ def test_random_weights_of_the_cam_network():
     drawn = '126ae1d9c957ac88b7e0cd33a7daca2e17761ac6d26976657a158dbd41edc474'
     assert tensor_digest(net.state_dict()) == drawn
     assert torch.rand(1).item() == 0.471369206905365  # and nothing beside the weights was drawn
-    start_similar(net)
+    tie_query_key(net)
     assert tensor_digest(net.state_dict()).startswith('699ee83d311451b0')
 
 
@@ -186,6 +219,7 @@ def test_scale_of_the_block():
     assert torch.allclose(block_attention(call.query, k), (q @ k.mT * .3).softmax(-1).mean(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, why', [
     ('xcit_nano_12_p16_224', 'attention'), ('cait_xxs24_224', 'attention'),
     ('beit_base_patch16_224', 'bias'), ('resnet18', 'no transformer blocks'),
@@ -201,7 +235,7 @@ def test_other_attention_is_refused(name, why):
 def test_loss_and_refinement_of_a_transformer(name):
     net = create_classifier({'name': name, 'depth': 2}, 4)
     patch = net.body.patch_embed.patch_size[0]
-    start_similar(net)
+    tie_query_key(net)
     net.set_grad_checkpointing()
     images, labels = torch.randn(2, 3, 3 * patch, 4 * patch), torch.eye(3)[:2]
     out = net(images)
@@ -218,7 +252,7 @@ def cam_network(name):
     "A small CAM network of either kind, in eval mode, whose attention is not flat."
     torch.manual_seed(0)
     net = create_classifier({'name': name, 'depth': 3}, 4)
-    start_similar(net)
+    tie_query_key(net)
     return net.eval()
 
 
@@ -242,6 +276,7 @@ def check_graph(net, run, patch):
         equal(refined, refine(out.cam, out.queries, out.keys, out.prefix_tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, patch', [(MINI, 16), ('vit_tiny_patch16_224', 16),
                                          ('vit_small_patch14_reg4_dinov2', 14)])
 def test_export(name, patch):
@@ -251,6 +286,7 @@ def test_export(name, patch):
     check_graph(net, graph.module(), patch)
 
 
+@pytest.mark.slow
 def test_export_of_the_network_itself(images):
     "As a user would: no wrapper, no context."
     net = cam_network(MINI)
@@ -272,6 +308,7 @@ def test_onnx(name, patch, tmp_path):
     check_graph(net, lambda x: map(torch.from_numpy, feed(x)), patch)
 
 
+@pytest.mark.slow
 def test_compile(images):
     net = cam_network(MINI)
     compiled = torch.compile(net, backend='aot_eager', fullgraph=True)

@@ -20,24 +20,26 @@ from bnrcam.crf import map_images
 from bnrcam.data import DataError, VOCFolder, write_mask
 from bnrcam.evaluate import evaluate_labels, evaluate_seeds, evaluate_trivial
 from bnrcam.scenes import SCENE_CLASSES, voc_palette
-from bnrcam.seeds import CAMs, write_cams
+from bnrcam.cams import CAMs, write_cams
 from bnrcam.study import batch
 from bnrcam.study.figures import curve_figure, curves, write_figure
 from bnrcam.study.profile import ProfileError, read_profile
-from bnrcam.study.records import (load_modern, load_results, load_segmentation, provenance, write_json, write_result,
+from bnrcam.study.records import (load_timm_backbones, load_results, load_segmentation, provenance, write_json, write_result,
                                   write_text)
 from bnrcam.study.statistics import by_seed, embolden, paired_difference
 from bnrcam.study.submit import read_scores, write_submission
 from bnrcam.study.tables import class_table, noise_table, seed_table, segmentation_table, write_table
 from bnrcam.study.verify import verify
-from bnrcam.train import load_tensors, save_tensors
+from bnrcam.engine.checkpoints import load_tensors, save_tensors
+
+pytestmark = pytest.mark.slow
 
 matplotlib.use('Agg')
 MINI = read_profile(Path(__file__).parent.parent / 'nbs/profiles/mini.yaml')
-SETTINGS = {**MINI, 'profile': 'small', 'variants': ['baseline', 'noise1'], 'seeds': [0, 1], 'sweep': [],
+SETTINGS = {**MINI, 'profile': 'small', 'variants': ['baseline', 'noise1'], 'random_seeds': [0, 1], 'sweep': [],
             'dataset': {**MINI['dataset'], 'test': 'val'},
             **{network: {**MINI[network], 'weights': None} for network in ('affinity', 'segment')}}
-RUNS = [f'{variant}-s{seed}' for variant in SETTINGS['variants'] for seed in SETTINGS['seeds']]
+RUNS = [f'{variant}-s{seed}' for variant in SETTINGS['variants'] for seed in SETTINGS['random_seeds']]
 
 
 def made_up_cams(path, truth, labels, rng):
@@ -90,9 +92,9 @@ def finished(scenes, tmp_path_factory):
         if variant != 'supervised':
             for name, labels in zip(train.names, train.labels):
                 made_up_cams(runs / run / f'cams/{name}.safetensors', train.mask(name), labels, rng)
-            write_json(reports / run / 'seeds.json', {**common, **evaluate_seeds(train, runs / run / 'cams'),
-                                                      'made_by': provenance(data=train.fingerprint())})
-            folders = {'crf': 'generous', 'walk_crf': 'walk_crf', 'attention_crf': 'attention_crf'}
+            write_json(reports / run / 'cams.json', {**common, **evaluate_seeds(train, runs / run / 'cams'),
+                                                      'provenance': provenance(data=train.fingerprint())})
+            folders = {'crf': 'conf_bg', 'walk_crf': 'walk_crf', 'attention_crf': 'attention_crf'}
             for folder in folders.values():
                 made_up_labels(train, runs / run / folder, rng)
             for walk in ('walk', 'attention'):
@@ -100,25 +102,25 @@ def finished(scenes, tmp_path_factory):
                 folders[walk] = walk
             write_json(reports / run / 'pseudo.json', {
                 **common, **{key: evaluate_labels(train, runs / run / folder) for key, folder in folders.items()},
-                'made_by': provenance(data=VOCFolder(train.root, 'train', SCENE_CLASSES).fingerprint())})
+                'provenance': provenance(data=VOCFolder(train.root, 'train', SCENE_CLASSES).fingerprint())})
         for name in ('segment', 'segment-resnet18') if run == 'noise1-s0' else ('segment',):
             for kind in ('plain', 'crf'):
                 made_up_labels(val, runs / run / name / kind, rng)
             made_up_labels(val, runs / run / f'{name}-test/crf', rng)
             write_submission(runs / run / f'{name}-test/crf', val.names, val.root, runs / run / f'{name}.tar', 7)
             write_json(reports / run / f'{name}.json', {
-                **common, 'backbone': name, 'split': 'val', 'made_by': provenance(data=val.fingerprint()),
+                **common, 'backbone': name, 'split': 'val', 'provenance': provenance(data=val.fingerprint()),
                 **{kind: evaluate_labels(val, runs / run / name / kind) for kind in ('plain', 'crf')}})
     results, pseudo = load_results(reports, RUNS), load_results(reports, RUNS, 'pseudo')
     networks = load_segmentation(reports, SETTINGS['pseudo_labels'], [0, 1])
-    modern, test = load_modern(reports, [0, 1], ['resnet18']), read_scores(base / 'none', SCENE_CLASSES)
+    modern, test = load_timm_backbones(reports, [0, 1], ['resnet18']), read_scores(base / 'none', SCENE_CLASSES)
     frames = {'table1': (seed_table(results, pseudo, evaluate_trivial(train)), results, pseudo),
               'table2': (class_table(networks, test, 'small', None), networks),
               'table3': (segmentation_table(3, networks, modern, 'small', None, test), networks, modern),
               'table4': (segmentation_table(4, networks, modern, 'small', None), networks, modern),
               'table5': (noise_table(results), results)}
     for name, (frame, *sources) in frames.items():
-        write_table(frame, reports, name, f'{name}.', provenance(*sources, profile='small', seeds=[0, 1]))
+        write_table(frame, reports, name, f'{name}.', provenance(*sources, profile='small', random_seeds=[0, 1]))
     write_figure(curve_figure(curves(results)), reports, 'figure4', 'Figure 4.', provenance(results, profile='small'))
     made_up_notebook(base, 'noise1-s0/train', 'small.yaml')
     for page in ('noise1-s0/train.html', 'index.html'):
@@ -178,18 +180,18 @@ def test_bold_in_the_text_and_a_figure(study, capsys):
 
 
 @pytest.mark.parametrize('file, edit, message', [
-    ('noise1-s1/seeds.json', lambda v: v['iou'].update(apple=99.), 'iou/apple is 99.0, recomputed'),
-    ('noise1-s1/seeds.json', lambda v: v.update(best_miou=99.), 'best_miou is 99.0'),
-    ('noise1-s1/seeds.json', lambda v: v.update(background_share=1.), 'background_share is 1.0'),
-    ('noise1-s1/seeds.json', lambda v: v['miou'].__setitem__(7, 1.), 'miou/7 is 1.0'),
-    ('noise1-s1/seeds.json', lambda v: v['confusion'][0].__setitem__(0, v['confusion'][0][0] + 1), 'confusion/0/0 is'),
+    ('noise1-s1/cams.json', lambda v: v['iou'].update(apple=99.), 'iou/apple is 99.0, recomputed'),
+    ('noise1-s1/cams.json', lambda v: v.update(best_miou=99.), 'best_miou is 99.0'),
+    ('noise1-s1/cams.json', lambda v: v.update(background_share=1.), 'background_share is 1.0'),
+    ('noise1-s1/cams.json', lambda v: v['miou'].__setitem__(7, 1.), 'miou/7 is 1.0'),
+    ('noise1-s1/cams.json', lambda v: v['confusion'][0].__setitem__(0, v['confusion'][0][0] + 1), 'confusion/0/0 is'),
     ('noise1-s1/pseudo.json', lambda v: v['walk_crf']['iou'].update(leaf=1.), 'walk_crf/iou/leaf is 1.0'),
     ('noise1-s1/pseudo.json', lambda v: v['crf']['confusion'][2].__setitem__(2, 0), 'crf/confusion/2/2 is 0'),
     ('noise1-s1/segment.json', lambda v: v['plain'].update(miou=88.), 'plain/miou is 88.0'),
     ('noise1-s0/segment-resnet18.json', lambda v: v['crf'].update(miou=88.), 'crf/miou is 88.0'),
     ('supervised-s0/segment.json', lambda v: v['crf'].update(miou=88.), 'crf/miou is 88.0'),
-    ('noise1-s1/seeds.json', lambda v: v['made_by'].update(data='another'), 'the data fingerprint is another'),
-    ('noise1-s1/seeds.json', lambda v: v.pop('iou'), "no 'iou'"),
+    ('noise1-s1/cams.json', lambda v: v['provenance'].update(data='another'), 'the data fingerprint is another'),
+    ('noise1-s1/cams.json', lambda v: v.pop('iou'), "no 'iou'"),
 ])
 def test_number_in_a_result(study, capsys, file, edit, message):
     change(study / 'reports/small' / file, edit)
@@ -224,7 +226,7 @@ def test_changed_cams(study, capsys):
     tensors, metadata = load_tensors(path)
     save_tensors(path, {**tensors, 'map_0': -tensors['map_0']}, **metadata)
     line, = wrong(study, capsys)
-    assert 'baseline-s1/seeds.json: scores of the stored maps: ' in line and ', recomputed ' in line
+    assert 'baseline-s1/cams.json: scores of the stored maps: ' in line and ', recomputed ' in line
 
 
 @pytest.mark.parametrize('file', ['noise1-s0/walk_crf/train_00002.png', 'baseline-s1/cams/train_00001.safetensors'])
@@ -237,10 +239,10 @@ def test_missing_or_damaged_map(study, capsys, file, damage):
 
 def test_missing_and_damaged_results(study, capsys):
     (study / 'reports/small/noise1-s0/pseudo.json').unlink()
-    (study / 'reports/small/noise1-s1/seeds.json').write_text('{"variant"')
+    (study / 'reports/small/noise1-s1/cams.json').write_text('{"variant"')
     (study / 'reports/small/table2.csv').unlink()
     lines = '\n'.join(wrong(study, capsys))
-    assert 'noise1-s0/pseudo.json' in lines and 'noise1-s1/seeds.json: damaged' in lines and 'table2.csv' in lines
+    assert 'noise1-s0/pseudo.json' in lines and 'noise1-s1/cams.json: damaged' in lines and 'table2.csv' in lines
 
 
 @pytest.mark.parametrize('file, message', [
@@ -255,7 +257,7 @@ def test_changed_walk(study, capsys, file, message):
     for damage in (lambda: path.write_bytes(path.read_bytes()[:60]), path.unlink):
         damage()
         line, = wrong(study, capsys)
-        assert f'{file}: no walked seeds' in line
+        assert f'{file}: no propagated scores' in line
 
 
 def test_archive_for_the_server(study, capsys):
@@ -280,11 +282,11 @@ NOTEBOOK, PAGE, INDEX = 'noise1-s0/train.ipynb', 'noise1-s0/train.html', 'index.
     (PAGE, lambda path: path.write_text('another'), f'{PAGE} is not the file that was written'),
     (INDEX, lambda path: path.write_text('another'), f'{INDEX} is not the file that was written'),
     (INDEX, lambda path: path.unlink(), f'{INDEX} is gone'),
-    ('noise1-s0/train.made', lambda path: path.write_text('{"made": {}, "from": {}}'), f'{NOTEBOOK} is not the file'),
-    ('noise1-s0/train.made', lambda path: path.unlink(), 'train.made'),
-    ('noise1-s0/train.made', lambda path: path.write_text('{"ma'), 'train.made: damaged'),
+    ('noise1-s0/train.provenance', lambda path: path.write_text('{"made": {}, "from": {}}'), f'{NOTEBOOK} is not the file'),
+    ('noise1-s0/train.provenance', lambda path: path.unlink(), 'train.provenance'),
+    ('noise1-s0/train.provenance', lambda path: path.write_text('{"ma'), 'train.provenance: damaged'),
     ('index.ipynb', lambda path: path.unlink(), 'index.ipynb is gone'),
-    ('figure1.ipynb', lambda path: path.write_text('made by hand'), 'figure1.made')])
+    ('figure1.ipynb', lambda path: path.write_text('made by hand'), 'figure1.provenance')])
 def test_notebooks_and_pages(study, capsys, file, damage, message):
     damage(study / 'reports/small' / file)
     line = wrong(study, capsys)[-1]
@@ -294,7 +296,7 @@ def test_notebooks_and_pages(study, capsys, file, damage, message):
 def test_notebook_made_again_without_what_was_made_from_it(study, capsys):
     path = study / 'reports/small' / NOTEBOOK
     path.write_text('another run')
-    change(path.with_suffix('.made'), lambda record: record['made'].update(
+    change(path.with_suffix('.provenance'), lambda record: record['made'].update(
         {f'reports/small/{NOTEBOOK}': hashlib.sha256(b'another run').hexdigest()}))
     line, = wrong(study, capsys)
     assert 'index.ipynb: the files in its record: was made from another' in line and NOTEBOOK in line
@@ -304,7 +306,7 @@ def test_code_may_change_and_copies_do_not_count(study):
     (study / 'small.yaml').write_text(yaml.safe_dump(SETTINGS) + '\n')
     copies = study / 'reports/small/noise1-s0/.ipynb_checkpoints'
     copies.mkdir()
-    for path in (copies / 'train-checkpoint.ipynb', copies.parent / 'seeds.failed.ipynb'):
+    for path in (copies / 'train-checkpoint.ipynb', copies.parent / 'cams.failed.ipynb'):
         path.write_text('no product')
     check(study)
 
@@ -327,7 +329,7 @@ def test_a_table_that_nothing_makes_again(study, capsys):
 
 
 def test_no_profile(tmp_path):
-    for text, why in (('seeds: [0]', 'profile is missing'), ('[', 'no profile'), ('', 'no profile')):
+    for text, why in (('random_seeds: [0]', 'profile is missing'), ('[', 'no profile'), ('', 'no profile')):
         (tmp_path / 'x.yaml').write_text(text)
         with pytest.raises(ProfileError, match=f'x.yaml: {why}'):
             verify(tmp_path / 'x.yaml', tmp_path)

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ('bnrcam', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE')
 # modules of the study that draw, or need those that draw: they may ask for the extra `study`

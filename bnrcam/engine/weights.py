@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'SKIPPED', 'KEYS', 'PREFIXES', 'RENAMED', 'HEADS', 'WeightsError', 'Skipped', 'check_pickle', 'check_archive',
            'load_pickled', 'is_dense', 'state_dicts', 'choose', 'without_prefix', 'what_was_taken', 'published_names',
-           'tensor_digest', 'read_tensors', 'check_sizes', 'read_content', 'first_line', 'read_weights', 'load_weights',
-           'fill_weights']
+           'tensor_digest', 'read_tensors', 'check_sizes', 'read_content', 'check_card', 'first_line', 'read_weights',
+           'load_weights', 'fill_weights']
 
 # %% ../../nbs/engine/01_weights.ipynb #c5a30d94
 import hashlib
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..data import DataError
+from .files import open_regular, read_text, regular
 
 # %% ../../nbs/engine/01_weights.ipynb #4a9d2c71
 class WeightsError(DataError):
@@ -58,7 +59,7 @@ def check_pickle(file) -> None:
 
 def check_archive(path: Path) -> None:
     "ValueError or UnpicklingError unless the zip of `torch.save` is stored as it is, and its pickles are plain."
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         stored = all(entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
                      for entry in entries)
@@ -72,14 +73,14 @@ def check_archive(path: Path) -> None:
 def load_pickled(path: Path) -> object:
     """What `torch.save` wrote, in its present or former form, without running code; memory stays within the size
     of the file. Raises what a damaged or hostile file causes."""
-    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:4] == b'PK\3\4':
             check_archive(path)
         else:
             for _ in range(5):  # magic number, version, machine, content, keys: then the values
                 check_pickle(content)
     with torch.serialization.safe_globals([(Skipped, name) for name in SKIPPED]):
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(regular(path), map_location='cpu', weights_only=True)
 
 # %% ../../nbs/engine/01_weights.ipynb #a06c4f3d
 KEYS = ('', 'model', 'state_dict', 'model_state_dict', 'net', 'network', 'module', 'teacher')
@@ -166,7 +167,7 @@ def tensor_digest(tensors: dict[str, Tensor], text: str = '') -> str:
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors and metadata of a safetensors file. ValueError if it is damaged: a flipped bit, too, where the file states
     its `tensor_digest`, as those of `bnrcam.train.save_tensors` do."""
-    with safe_open(path, 'pt') as file:
+    with safe_open(regular(path), 'pt') as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         text = (file.metadata() or {}).get('bnrcam')
     if text is None:  # a file of others
@@ -199,6 +200,22 @@ def read_content(path: Path) -> object:
                            'that torch.load reads with weights_only=True') from None
 
 
+def check_card(path: Path) -> None:
+    "WeightsError if a card beside the weights, `NAME.json`, states another `sha256` than theirs, or is none."
+    card = path.with_suffix('.json')
+    if not card.is_file():
+        return
+    try:
+        stated = json.loads(read_text(card))['sha256']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f'{card}: no card of weights ({first_line(error)})') from None
+    with open_regular(path) as file:
+        found = hashlib.file_digest(file, 'sha256').hexdigest()
+    if found != stated:
+        raise WeightsError(f'{path}: sha256 {found[:12]}..., but {card.name} says {stated[:12]}...: the file was changed; '
+                           'take it from the project again, or make it again')
+
+
 def first_line(error: Exception) -> str:
     "Of its message; the name of its kind if it has none."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -209,9 +226,10 @@ def read_weights(path: str | Path, key: str | None = None, names: Collection[str
 
     key: under which it stands, for a file with several ('model_ema'); keys in keys have a point between. names: see
     `without_prefix`. What was taken off is printed; a Conformer of mmpretrain gets the published names.
-    WeightsError names the file if it fails."""
+    A card beside the file (`NAME.json`) says its hash. WeightsError names the file if it fails."""
     path = Path(path)
     content = read_content(path)
+    check_card(path)
     try:
         found = state_dicts(content)
         state, prefix = without_prefix(found[key := choose(found, key)], names)

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from ..cam import add_noise, attention_map, refine
 from ..conformer import CAMOutput
 from ..data import IGNORE, VOCFolder, disk_errors, read_mask
+from ..engine.files import replacing
+from ..losses import VARIANTS
 from ..paper import recent, table
 from ..scenes import voc_palette
-from ..seeds import Views, read_cams, seed_scores
+from ..cams import Views, read_cams, seed_scores
 from .records import write_result
 
 # %% ../../nbs/study/05_figures.ipynb #1b7c0058
-VARIANT_NAMES = {'baseline': 'TransCAM (baseline)', 'noise0': 'without noise', 'noise1': 'noise x 1 (ours)',
-                 'noise2': 'noise x 2 (applied twice)', 'noise2x': 'noise x 2 (scaled)',
-                 'noise1_through': "noise x 1, gradient through both (not the paper's)"}
+VARIANT_NAMES = {name: variant.title for name, variant in VARIANTS.items()}
 # segmentation networks: on a variant's pseudo-labels, or on true masks as their bound
 SEGMENT_NAMES = {**VARIANT_NAMES, 'supervised': 'fully supervised'}
 
@@ -41,8 +41,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
     "Write `folder/NAME.png` and `.svg`; the same figure gives the same bytes."
     for kind, options in (('png', {'dpi': 120, 'metadata': {'Software': None}}), ('svg', {'metadata': {'Date': None}})):
         path = Path(folder, f'{name}.{kind}')
-        with disk_errors(path), plt.rc_context({'svg.hashsalt': name}):
-            figure.savefig(path, bbox_inches='tight', **options)
+        with disk_errors(path), replacing(path) as partial, plt.rc_context({'svg.hashsalt': name}):
+            figure.savefig(partial, format=kind, bbox_inches='tight', **options)
 
 # %% ../../nbs/study/05_figures.ipynb #6b7c8d9f
 def write_figure(figure: Figure, folder: str | Path, name: str, caption: str, record: dict) -> None:

@@ -22,9 +22,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..data import DataError, VOCFolder, read_image
+from ..engine.files import read_bytes, read_text
 from ..evaluate import THRESHOLDS
 from ..scenes import voc_palette
-from ..seeds import read_cams, seed_scores
+from ..cams import read_cams, seed_scores
 from .records import executed, read_json, write_text
 from .statistics import embolden
 
@@ -146,7 +147,8 @@ def notebook_page(path: Path, home: str = 'index.html', alt: str = '') -> Path:
     import nbformat  # its grammars take a second to build
     from nbconvert import HTMLExporter  # another second
 
-    notebook = nbformat.read(path, as_version=4)
+    try: notebook = nbformat.reads(read_text(path), as_version=4)
+    except (OSError, ValueError) as error: raise DataError(f'{path}: no notebook ({error}); make it again') from None
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
     if any(output.output_type == 'error' for output in outputs):
         raise DataError(f'{path}: a cell failed; read it there, mend it, '
@@ -183,7 +185,7 @@ def _present(path: Path) -> Path:
 
 def table_html(path: Path) -> Markup:
     "A table's csv as HTML, with bold differences as in its other files."
-    frame = pd.read_csv(path, dtype=str).fillna('')
+    frame = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=str, keep_default_na=False)
     # short cells, but for the first column, stay on one line; the box around the table scrolls
     keep = lambda text: text.replace(' ', '\N{NO-BREAK SPACE}') if len(text) < 30 else text
     frame.iloc[:, 1:] = frame.iloc[:, 1:].map(keep)
@@ -196,7 +198,7 @@ def place(path: Path) -> tuple:
     return order, path.stem
 
 # %% ../../nbs/study/08_page.ipynb #a0b1c2d3
-STAGES = ('pretrain', 'train', 'seeds', 'pseudo', 'segment')
+STAGES = ('pretrain', 'train', 'cams', 'pseudo', 'segment')
 
 
 def write_index(folder: str | Path, profile: str, about: str) -> Path:

@@ -6,11 +6,10 @@
 __all__ = ['NUMBERS', 'RESERVED', 'Name', 'Word', 'File', 'Label', 'Count', 'Pixels', 'Number', 'Share', 'Decay', 'Rate',
            'different', 'fit_for_a_cell', 'increasing', 'Section', 'Dataset', 'Model', 'Augment', 'Training', 'Trunk',
            'Inference', 'Walk', 'Pseudo', 'Affinity', 'Segment', 'Compute', 'Profile', 'problems', 'ProfileError',
-           'sections', 'explain', 'read_text', 'check', 'read_profile', 'completed']
+           'sections', 'explain', 'check', 'read_profile', 'completed']
 
 # %% ../../nbs/study/00_profile.ipynb #edd6f3f0
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +17,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import (AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError,
                       model_validator)
+
+from ..engine.files import read_text
 
 # %% ../../nbs/study/00_profile.ipynb #14d591b2
 class _Loader(yaml.SafeLoader):
@@ -94,7 +95,7 @@ class Dataset(Section):
     classes: Annotated[list[Label], Field(min_length=1, max_length=254), AfterValidator(different)]
     pretrain: Name | None = None
     train: Name
-    seeds: Name
+    eval: Name
     val: Name
     test: Name | None = None
     scored: Annotated[list[Label], Field(min_length=1), AfterValidator(different)] | None = None
@@ -149,8 +150,8 @@ class Walk(Section):
 
 class Pseudo(Section):
     "Thresholds of the seeds for the two CRF maps and of the background, and both walks."
-    sure: Share
-    generous: Share
+    conf_fg: Share
+    conf_bg: Share
     background: Share
     walk: Walk
     attention: Walk
@@ -169,7 +170,7 @@ class Affinity(Section):
 
 
 class Segment(Section):
-    "The segmentation network; modern_lr is the rate of the backbones of timm."
+    "The segmentation network; timm_lr is the rate of the backbones of timm."
     weights: File | None
     width: Number
     iterations: Count
@@ -177,7 +178,7 @@ class Segment(Section):
     crop: Pixels
     scale: Annotated[list[Number], Field(min_length=2, max_length=2), AfterValidator(increasing)]
     lr: Rate
-    modern_lr: Rate
+    timm_lr: Rate
     bn_momentum: Annotated[int | float, Field(gt=0, le=1)]
     scales: Annotated[list[Number], Field(min_length=1), AfterValidator(different)]
 
@@ -195,10 +196,11 @@ class Profile(Section):
     profile: Name
     about: str
     variants: Annotated[list[Word], Field(min_length=1), AfterValidator(different)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1), AfterValidator(different)]
+    random_seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1), AfterValidator(different)]
     pseudo_labels: Annotated[list[Word], AfterValidator(different)] = []
-    modern: Annotated[list[Name], AfterValidator(different)] = []
-    modern_options: dict[Name, dict[Word, str | bool | int | float | None]] = {}
+    label_seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], AfterValidator(different)] = []
+    timm_backbones: Annotated[list[Name], AfterValidator(different)] = []
+    timm_options: dict[Name, dict[Word, str | bool | int | float | None]] = {}
     benchmark: Literal['VOC', 'COCO'] | None = None
     sweep: Annotated[list[Rate], AfterValidator(different)] = []
     root: File
@@ -217,7 +219,8 @@ class Profile(Section):
 
     @model_validator(mode='after')
     def complete(self):
-        "ValueError for the first of `problems`."
+        "The later stages have all random seeds unless `label_seeds` names some. ValueError for the first of `problems`."
+        self.label_seeds = self.label_seeds or self.random_seeds
         for problem in problems(self):
             raise ValueError(problem)
         return self
@@ -227,6 +230,8 @@ def problems(study: Profile) -> Iterator[str]:
     "What one setting asks of another and does not find."
     if study.profile in RESERVED:
         yield f'profile: {study.profile} is a folder of the project; give another name'
+    for seed in {*study.label_seeds} - {*study.random_seeds}:
+        yield f'label_seeds: {seed} is none of random_seeds'
     if study.pretrain is None and (study.weights is None or study.sweep):
         yield 'pretrain is missing: settings of a training from scratch, in the place of published weights'
     if (study.pretrain or study.trunk) and study.dataset.pretrain is None:
@@ -279,17 +284,6 @@ def _short(text: object) -> str:
     return text if len(text := str(text)) < 60 else f'{text[:56]} ...'
 
 # %% ../../nbs/study/00_profile.ipynb #dc884857
-def read_text(path: Path) -> str:
-    "The text of a regular file of at most 1 MB. OSError or ValueError if it is none."
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError('it is no regular file')
-    with path.open('rb') as file:
-        content = file.read(10**6 + 1)
-    if len(content) > 10**6:
-        raise ValueError('it is larger than 1 MB')
-    return content.decode('utf-8')
-
-
 def check(settings: dict) -> list[str]:
     "What is wrong with the settings, a line each: key, value, what is right."
     try:
@@ -306,7 +300,7 @@ def read_profile(path: str | Path) -> dict:
     """The settings in the YAML file `path`, complete: with None, an empty list or False for those left out that may be.
     ProfileError names the file, and each key with its value and what is right."""
     try:
-        settings = yaml.load(read_text(Path(path)), _Loader)
+        settings = yaml.load(read_text(path, 10**6), _Loader)
     except FileNotFoundError:
         raise ProfileError([f'{path}: no such profile; those that exist are in nbs/profiles']) from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError) as error:

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'OF_RESULTS', 'SHARED', 'write_text', 'write_json', 'read_json', 'provenance', 'load_results',
-           'file_digest', 'write_result', 'executed', 'Study', 'load_segmentation', 'load_modern', 'networks']
+           'file_digest', 'write_result', 'executed', 'Study', 'load_segmentation', 'load_timm_backbones', 'networks']
 
 # %% ../../nbs/study/03_records.ipynb #c91f20aa
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -21,18 +20,17 @@ import pandas as pd
 import torch
 
 from ..data import DataError, VOCFolder, disk_errors
+from ..engine import files
 from ..engine.provenance import code_digest
-from ..launch import processes
+from ..engine.launch import processes
 
 # %% ../../nbs/study/03_records.ipynb #f5c8d7e2
 def write_text(path: str | Path, text: str) -> None:
     "Write a file in one step. DataError if it cannot be written."
     path = Path(path)
-    partial = path.with_suffix('.partial')
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding='utf-8')
-        os.replace(partial, path)
+        files.write_text(path, text)
 
 
 def write_json(path: str | Path, value: dict) -> None:
@@ -45,8 +43,10 @@ def read_json(path: str | Path) -> dict:
     "The object in a JSON file; DataError if it is damaged."
     again = 'remove its notebook and run `make reproduce` again'
     try:
-        value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as error:
+        value = json.loads(files.read_text(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f'{path}: damaged ({error}); {again}') from None
     if not isinstance(value, dict):
         raise DataError(f'{path}: not a JSON object; {again}')
@@ -65,14 +65,14 @@ def provenance(*results: pd.DataFrame, **values) -> dict:
     results: of `load_results`, for a table or figure. Each result file has then its place below
     `reports/PROFILE`, its digest, and what it says itself of its data, code, device and time."""
     runs = [run for frame in results for run in frame.to_dict('records')]
-    files = {run['file']: {'sha256': run['digest'], **_of_result(run['made_by'])} for run in runs}
+    files = {run['file']: {'sha256': run['digest'], **_of_result(run['provenance'])} for run in runs}
     return {**values, **({'results': files} if results else {}), 'code': code_digest(),
             'libraries': {name: _version(name) for name in LIBRARIES},
             'python': platform.python_version(),
             'device': _device(), 'finished': time.strftime('%Y-%m-%d %H:%M:%S %z')}
 
 
-def _of_result(made_by: dict) -> dict: return {key: made_by.get(key) for key in OF_RESULTS}
+def _of_result(provenance: dict) -> dict: return {key: provenance.get(key) for key in OF_RESULTS}
 
 
 def _device() -> str:
@@ -92,7 +92,7 @@ def _version(library: str) -> str:
 SHARED = ('data', 'inference', 'pseudo', 'affinity', 'segment')
 
 
-def load_results(folder: str | Path, runs: Sequence[str], stage: str = 'seeds') -> pd.DataFrame:
+def load_results(folder: str | Path, runs: Sequence[str], stage: str = 'cams') -> pd.DataFrame:
     """One row a run, from `folder/RUN/STAGE.json`: its variant, seed and scores, and `file` and
     `digest` of that file. DataError if a run has no result, or was made from other data or with
     other parameters than the first one."""
@@ -104,15 +104,16 @@ def load_results(folder: str | Path, runs: Sequence[str], stage: str = 'seeds') 
         rows.append({'run': run, 'file': f'{run}/{stage}.json', 'digest': file_digest(path),
                      **read_json(path)})
     for row, key in product(rows, SHARED):
-        if row['made_by'].get(key) != rows[0]['made_by'].get(key):
+        if row['provenance'].get(key) != rows[0]['provenance'].get(key):
             raise DataError(f"{Path(folder, row['file'])}: its {key} is not that of "
                             f"{rows[0]['file']}; run `make reproduce` again")
     return pd.DataFrame(rows)
 
 
-def file_digest(path: str | Path) -> str:
-    "First 12 hex digits of the SHA-256 of a file."
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def file_digest(path: str | Path, below: str | Path | None = None) -> str:
+    "First 12 hex digits of the SHA-256 of a regular file, which lies in the folder `below` if one is given. OSError."
+    with files.open_regular(path, below) as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()[:12]
 
 # %% ../../nbs/study/03_records.ipynb #58e0e777
 def write_result(folder: str | Path, name: str, caption: str, record: dict,
@@ -144,21 +145,22 @@ class Study:
         self.reports = Path(base, 'reports', self.name)
         self.runs = Path(base, 'data/runs', self.name)
         self.test_scores = Path(base, f'data/test_scores_{self.name}.csv')
-        self.seeds, self.labels = settings['seeds'], settings.get('pseudo_labels', [])
+        self.labels, self.random_seeds = settings.get('pseudo_labels', []), settings.get('random_seeds', [])
+        self.label_seeds = settings.get('label_seeds', self.random_seeds)  # of the later stages
 
     def images(self, split: str) -> VOCFolder:
-        "The images of a split that the profile names: 'train', 'seeds' or 'val'."
+        "The images of a split that the profile names: 'train', 'eval' or 'val'."
         dataset = self.settings['dataset']
         return VOCFolder(self.data, dataset[split], dataset['classes'], masks=split != 'train')
 
-    def of(self, variants: Sequence[str]) -> list[str]:
+    def of(self, variants: Sequence[str], random_seeds: Sequence[int]) -> list[str]:
         "Names of the runs of `variants`, with every seed."
-        return [f'{variant}-s{seed}' for variant in variants for seed in self.seeds]
+        return [f'{variant}-s{seed}' for variant in variants for seed in random_seeds]
 
-    def results(self, stage: str = 'seeds') -> pd.DataFrame:
-        "`load_results` of all runs: of all variants for 'seeds', of `pseudo_labels` for 'pseudo'."
-        variants = self.settings['variants'] if stage == 'seeds' else self.labels
-        return load_results(self.reports, self.of(variants), stage)
+    def results(self, stage: str = 'cams') -> pd.DataFrame:
+        "`load_results` of all runs: of all variants for 'cams', of `pseudo_labels` for 'pseudo'."
+        runs = (self.settings['variants'], self.random_seeds) if stage == 'cams' else (self.labels, self.label_seeds)
+        return load_results(self.reports, self.of(*runs), stage)
 
     def shown(self) -> dict[str, dict]:
         "The records of all tables and figures, by name."
@@ -166,15 +168,15 @@ class Study:
 
 # %% ../../nbs/study/03_records.ipynb #c4e9c779
 def load_segmentation(folder: str | Path, variants: Sequence[str],
-                      seeds: Sequence[int]) -> pd.DataFrame:
+                      random_seeds: Sequence[int]) -> pd.DataFrame:
     """`load_results` of the segmentation networks of all variants and seeds, and of the fully
     supervised ones there are. DataError if a variant's run has no result, or if the runs were
     scored on different splits or classes."""
     if not variants:
         raise DataError("no segmentation: name variants in the profile's pseudo_labels")
-    bound = [f'supervised-s{seed}' for seed in seeds
+    bound = [f'supervised-s{seed}' for seed in random_seeds
              if Path(folder, f'supervised-s{seed}', 'segment.json').is_file()]
-    runs = [f'{variant}-s{seed}' for variant in variants for seed in seeds]
+    runs = [f'{variant}-s{seed}' for variant in variants for seed in random_seeds]
     results = load_results(folder, runs + bound, 'segment')
     measures = [(split, [*scores['iou']], scores['scored'])
                 for split, scores in zip(results['split'], results['crf'])]
@@ -184,15 +186,15 @@ def load_segmentation(folder: str | Path, variants: Sequence[str],
     return results
 
 
-def load_modern(folder: str | Path, seeds: Sequence[int],
-                backbones: Sequence[str]) -> pd.DataFrame:
+def load_timm_backbones(folder: str | Path, random_seeds: Sequence[int],
+                        backbones: Sequence[str]) -> pd.DataFrame:
     """`load_results` of the segmentation networks on other backbones, of the first seed of noise1;
     empty if there are none."""
-    run = [f'noise1-s{seeds[0]}']
+    run = [f'noise1-s{random_seeds[0]}']
     frames = [load_results(folder, run, f'segment-{name}') for name in backbones]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def networks(study: Study) -> pd.DataFrame:
     "`load_segmentation` of a study."
-    return load_segmentation(study.reports, study.labels, study.seeds)
+    return load_segmentation(study.reports, study.labels, study.label_seeds)

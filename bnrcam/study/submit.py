@@ -7,7 +7,6 @@ __all__ = ['SERVER_FOLDER', 'read_prediction', 'check_names', 'submission', 'wri
 
 # %% ../../nbs/study/04_submit.ipynb #34f73751
 import io
-import os
 import re
 import tarfile
 from collections import Counter
@@ -18,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from ..data import DataError, disk_errors, image_size, open_picture
-from ..folder import csv_rows
-from ..launch import processes
+from ..datasets.folder import csv_rows
+from ..engine.files import read_bytes, write_bytes
+from ..engine.launch import processes
 from ..scenes import voc_palette
 
 # %% ../../nbs/study/04_submit.ipynb #9b3171f1
@@ -38,7 +38,7 @@ def read_prediction(path: str | Path, size: tuple[int, int], num_classes: int = 
         raise DataError(f'{path}: value {values.max()} is no class; a prediction holds 0 to {num_classes - 1} only')
     if not np.array_equal(palette[:num_classes], voc_palette()[:num_classes]):
         raise DataError(f"{path}: its palette is not VOC's; write it with bnrcam.data.write_mask and voc_palette()")
-    return Path(path).read_bytes()
+    return read_bytes(path)
 
 # %% ../../nbs/study/04_submit.ipynb #4b5c6d7e
 def check_names(folder: Path, names: Sequence[str]) -> None:
@@ -84,11 +84,9 @@ def write_submission(folder: str | Path, names: Sequence[str], root: str | Path,
     path, content = Path(path), submission(folder, names, root, num_classes)
     if not processes().is_main_process:
         return path
-    partial = path.with_name(f'{path.name}.partial')
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        write_bytes(path, content)
     return path
 
 # %% ../../nbs/study/04_submit.ipynb #4a6e2cf7

@@ -11,14 +11,14 @@ __all__ = ['DIFFERENCE', 'PSEUDO', 'NOISE_COLUMNS', 'SHARE', 'COMPARISON', 'TABL
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ..data import DataError
 from ..evaluate import evaluate_trivial
+from ..losses import VARIANTS
 from ..paper import VOC_LABELS, table
-from .figures import BENCHMARKS, SEGMENT_NAMES, VARIANT_NAMES
-from .records import Study, load_modern, networks, provenance, write_result, write_text
+from .figures import BENCHMARKS, SEGMENT_NAMES
+from .records import Study, load_timm_backbones, networks, provenance, write_result, write_text
 from .statistics import INTERVAL, by_seed, embolden, mean_spread, paired_difference
 from .submit import read_scores
 
@@ -67,13 +67,11 @@ NOISE_COLUMNS = {'mIoU (%)': 'best_miou', 'activation on background (%)': 'backg
 
 def noise_table(results: pd.DataFrame) -> pd.DataFrame:
     "Table 5: the paper's numbers, and ours for every variant with their background noise."
-    paper = dict(zip(('baseline', 'noise0', 'noise1', 'noise2'), table(5)['train']))
-    # one printed number, two readings; the last variant is not the paper's
-    paper |= {'noise2x': paper['noise2'], 'noise1_through': ''}
+    paper = table(5).set_index('noise')['train']
     scores = by_seed(results, lambda run: run['best_miou'])
-    rows = [{'variant': name, 'paper, VOC train': paper[variant],
-             **_noise_row(results[results['variant'] == variant], variant, scores)}
-            for variant, name in VARIANT_NAMES.items()]
+    rows = [{'variant': variant.title, 'paper, VOC train': paper.get(variant.paper, ''),
+             **_noise_row(results[results['variant'] == name], name, scores)}
+            for name, variant in VARIANTS.items()]
     return pd.DataFrame(rows).fillna('')
 
 
@@ -209,8 +207,8 @@ def _variant_rows(results, variant, data, test_scores, profile) -> list[dict]:
     return rows
 
 
-def _other_rows(modern, data) -> list[dict]:
-    groups = modern.groupby('backbone', sort=False) if len(modern) else ()
+def _other_rows(others, data) -> list[dict]:
+    groups = others.groupby('backbone', sort=False) if len(others) else ()
     return [row for _, group in groups for row in _score_rows(
         group, f"here: {SEGMENT_NAMES[group['variant'].iloc[0]]}, other backbone", 'I', data)]
 
@@ -218,13 +216,13 @@ def _other_rows(modern, data) -> list[dict]:
 COMPARISON = {3: 'VOC', 4: 'COCO'}
 
 
-def segmentation_table(n: int, results: pd.DataFrame, modern: pd.DataFrame, profile: str,
+def segmentation_table(n: int, results: pd.DataFrame, others: pd.DataFrame, profile: str,
                        benchmark: str | None,
                        test_scores: pd.DataFrame | None = None) -> pd.DataFrame:
     """Table 3 (VOC) or 4 (COCO): the published rows, then ours with and without CRF, then those of
     other backbones.
 
-    results: of `load_segmentation`. modern: of `load_modern`. benchmark: 'VOC' or 'COCO', whose
+    results: of `load_segmentation`. others: of `load_timm_backbones`. benchmark: 'VOC' or 'COCO', whose
     table alone holds our rows; None for other data: both tables do. test_scores: as in
     `class_table`. The last columns are `paired_difference`, and the share of the fully supervised
     mIoU that a run of the same seed reaches."""
@@ -233,7 +231,7 @@ def segmentation_table(n: int, results: pd.DataFrame, modern: pd.DataFrame, prof
     splits = [split for split in ('val', 'test') if split in paper]
     paper[splits] = paper[splits].map('{:.1f}'.format)
     if benchmark in (None, COMPARISON[n]):
-        rows = _our_rows(results, data, test_scores, profile) + _other_rows(modern, data)
+        rows = _our_rows(results, data, test_scores, profile) + _other_rows(others, data)
     else:
         way = f'not run: `make reproduce PROFILE={COMPARISON[n].lower()}`'
         rows = [{'method': 'here', 'data': name, 'val': way}]
@@ -260,11 +258,11 @@ def write_table(frame: pd.DataFrame, folder: str | Path, name: str, caption: str
 # %% ../../nbs/study/07_tables.ipynb #2b3c4d5f
 def table1(study: Study) -> tuple[pd.DataFrame, dict]:
     "Table 1 of a study, and its provenance."
-    results, pseudo, images = study.results(), study.results('pseudo'), study.images('seeds')
+    results, pseudo, images = study.results(), study.results('pseudo'), study.images('eval')
     dataset = study.settings['dataset']
     frame = seed_table(results, pseudo, evaluate_trivial(images, dataset['scored']))
     return frame, provenance(
-        results, pseudo, profile=study.name, seeds=study.seeds, split=dataset['seeds'],
+        results, pseudo, profile=study.name, random_seeds=study.random_seeds, split=dataset['eval'],
         data=images.fingerprint(), scored=results['scored'].iloc[0],
         parameters={'variants': study.settings['variants'], 'pseudo_labels': study.labels})
 
@@ -273,14 +271,14 @@ def table5(study: Study) -> tuple[pd.DataFrame, dict]:
     "Table 5 of a study, and its provenance."
     results = study.results()
     return noise_table(results), provenance(
-        results, profile=study.name, seeds=study.seeds, scored=results['scored'].iloc[0],
+        results, profile=study.name, random_seeds=study.random_seeds, scored=results['scored'].iloc[0],
         parameters={'variants': study.settings['variants']})
 
 # %% ../../nbs/study/07_tables.ipynb #5e6f708a
 def _provenance(study, results, *others, **values):
     parameters = {'pseudo_labels': study.labels, 'benchmark': study.settings.get('benchmark')}
     return provenance(
-        results, *others, profile=study.name, seeds=study.seeds,
+        results, *others, profile=study.name, random_seeds=study.label_seeds,
         split=study.settings['dataset']['val'], data=study.images('val').fingerprint(),
         scored=results['crf'].iloc[0]['scored'], parameters=parameters,
         runs=list(results['run']), **values)
@@ -315,8 +313,8 @@ TABLES = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4
 
 
 def _comparison(n, study, test):
-    others, benchmark = study.settings.get('modern') or [], study.settings.get('benchmark')
-    results, modern = networks(study), load_modern(study.reports, study.seeds, others)
-    frame = segmentation_table(n, results, modern, study.name, benchmark, test)
-    return frame, _provenance(study, results, modern, other_backbones=others,
+    backbones, benchmark = study.settings.get('timm_backbones') or [], study.settings.get('benchmark')
+    results, others = networks(study), load_timm_backbones(study.reports, study.label_seeds, backbones)
+    frame = segmentation_table(n, results, others, study.name, benchmark, test)
+    return frame, _provenance(study, results, others, other_backbones=backbones,
                               test_scores=_uploaded(test))

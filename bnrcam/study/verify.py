@@ -28,7 +28,9 @@ from .profile import read_profile
 from .records import SHARED, Study, executed, file_digest, read_json
 from .submit import submission
 from .tables import TABLES
-from ..train import load_tensors, progress_bar
+from ..engine.checkpoints import load_tensors
+from ..engine.files import read_bytes
+from ..engine.launch import progress_bar
 
 # %% ../../nbs/study/09_verify.ipynb #d6f11dcb
 def first_difference(stated, again, where: str = '') -> str | None:
@@ -82,11 +84,11 @@ def _label_maps(result: dict) -> dict[str, dict]:
 def check_settings(study: Study, file: str) -> str | None:
     "Was a result made with the parameters that are in the profile? What differs first, or None."
     path, settings = study.reports / file, study.settings
-    made_by = read_json(path)['made_by']
-    wanted = {key: settings[key] for key in SHARED if key in settings and key in made_by}
-    if path.parent.name in study.of(settings['variants']) and 'training' in made_by:
+    provenance = read_json(path)['provenance']
+    wanted = {key: settings[key] for key in SHARED if key in settings and key in provenance}
+    if path.parent.name in study.of(settings['variants'], study.random_seeds) and 'training' in provenance:
         wanted['training'] = settings['train']
-    found = first_difference(made_by, wanted)
+    found = first_difference(provenance, wanted)
     return found and found.replace(', recomputed ', ', in the profile ')
 
 # %% ../../nbs/study/09_verify.ipynb #73940516
@@ -94,15 +96,15 @@ def check_pixels(study: Study, file: str) -> str | None:
     "Are a result's scores those of the stored CAMs or label maps? What differs first, or None."
     path, scored = study.reports / file, study.settings['dataset']['scored']
     result, folder = read_json(path), study.runs / path.parent.name
-    split = {'seeds': 'seeds', 'pseudo': 'train'}.get(path.stem, 'val')
+    split = {'cams': 'eval', 'pseudo': 'train'}.get(path.stem, 'val')
     again = study.images(split).fingerprint()
-    if found := first_difference(result['made_by']['data'], again, 'the data fingerprint'):
+    if found := first_difference(result['provenance']['data'], again, 'the data fingerprint'):
         return found
-    images = study.images('seeds' if path.stem == 'pseudo' else split)
-    if path.stem == 'seeds':
+    images = study.images('eval' if path.stem == 'pseudo' else split)
+    if path.stem == 'cams':
         return first_difference(result, evaluate_seeds(images, folder / 'cams', scored))
     if path.stem == 'pseudo':
-        folders = {key: folder / {'crf': 'generous'}.get(key, key) for key in _label_maps(result)}
+        folders = {key: folder / {'crf': 'conf_bg'}.get(key, key) for key in _label_maps(result)}
     else:
         folders = {key: folder / path.stem / key for key in _label_maps(result)}
     return first_difference(
@@ -112,7 +114,7 @@ def check_pixels(study: Study, file: str) -> str | None:
 def check_walks(study: Study, file: str) -> str | None:
     """Are a run's labels after each walk, before the CRF, those of the stored scores?
     What is not, or None."""
-    folder, images = study.runs / Path(file).parent, study.images('seeds')
+    folder, images = study.runs / Path(file).parent, study.images('eval')
     num_labels, background = 1 + len(images.classes), study.settings['pseudo']['background']
     pairs = [*product(('walk', 'attention'), images.names)]
     for walk, name in progress_bar(pairs, desc='walks', unit='map'):
@@ -129,7 +131,7 @@ def check_archive(study: Study, file: str) -> str | None:
     folder = path.with_name(f'{path.stem}-test') / 'crf'
     names = read_split(study.data, dataset['test'])
     again = submission(folder, names, study.data, 1 + len(dataset['classes']))
-    same = path.read_bytes() == again
+    same = path.stat().st_size == len(again) and read_bytes(path, len(again)) == again
     return None if same else f'{path} is not the archive of the predictions in {folder}'
 
 
@@ -144,7 +146,7 @@ def check_table(study: Study, name: str) -> str | None:
     if name not in TABLES:
         return 'nothing makes it again; add what makes it to TABLES of bnrcam.study.tables'
     read = partial(pd.read_csv, dtype=str, keep_default_na=False)
-    old = read(study.reports / f'{name}.csv')
+    old = read(io.BytesIO(read_bytes(study.reports / f'{name}.csv')))
     new = read(io.StringIO(TABLES[name](study)[0].to_csv(index=False)))
     if list(old) != list(new) or len(old) != len(new):
         return f'{len(old)} rows of {list(old)}, recomputed {len(new)} of {list(new)}'
@@ -162,18 +164,18 @@ def check_products(folder: Path, name: str) -> str | None:
     names? What is not, or None."""
     record = read_json(folder / f'{name}.json')
     for file, digest in record['products'].items():
-        if file_digest(folder / file) != digest:
+        if file_digest(folder / file, folder) != digest:
             return f'{file} is not the file that was written'
     for file, run in record.get('results', {}).items():
-        if file_digest(folder / file) != run['sha256']:
+        if file_digest(folder / file, folder) != run['sha256']:
             return f'was made from another {file}'
     return None
 
 
 def check_notebook(study: Study, notebook: Path) -> str | None:
     """Are an executed notebook, what its stage left beside it, and the notebooks that it was made
-    from, those in the batch's record, `NAME.made`? What is not, or None."""
-    record = read_json(notebook.with_suffix('.made'))
+    from, those in the batch's record, `NAME.provenance`? What is not, or None."""
+    record = read_json(notebook.with_suffix('.provenance'))
     made, sources = ({study.base / file: digest for file, digest in record.get(key, {}).items()}
                      for key in ('made', 'from'))
     made = {notebook: 'no digest', **made}
@@ -191,9 +193,9 @@ def check_notebook(study: Study, notebook: Path) -> str | None:
 # %% ../../nbs/study/09_verify.ipynb #fb728394
 def result_files(study: Study) -> list[str]:
     "The result files of a study, below `reports`: those of its profile, and those in its records."
-    files = {f'{run}/seeds.json' for run in study.of(study.settings['variants'])}
+    files = {f'{run}/cams.json' for run in study.of(study.settings['variants'], study.random_seeds)}
     for stage in ('pseudo', 'segment'):
-        files |= {f'{run}/{stage}.json' for run in study.of(study.labels)}
+        files |= {f'{run}/{stage}.json' for run in study.of(study.labels, study.label_seeds)}
     return sorted(files.union(*(record.get('results', {}) for record in study.shown().values())))
 
 
