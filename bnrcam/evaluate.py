@@ -18,7 +18,7 @@ from .data import IGNORE, DataError, VOCFolder, read_mask
 from .engine.launch import progress_bar, say, shard, sum_over_processes
 from .cams import read_cams, seed_scores
 
-THRESHOLDS = np.arange(60) / 100
+THRESHOLDS = np.arange(100) / 100
 
 # %% ../nbs/08_evaluate.ipynb #8e634c9a
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
@@ -143,11 +143,11 @@ def class_scores(confusion: np.ndarray, names: Sequence[str], scored: Sequence[s
 def summarise(confusions: np.ndarray, names: Sequence[str], scored: Sequence[str] | None = None) -> dict:
     """Curve, best threshold and its per-class numbers, from confusion matrices (T, C, C); keys as in `evaluate_seeds`.
 
-    None where no scored class is in any mask. A line says so if the best threshold is the last."""
+    None where no scored class is in any mask. A line says so if the best threshold is the first or the last."""
     curve = [percent(classes) for classes in iou(confusions)[:, scored_indices(names, scored)]]
     best = None if None in curve else int(np.argmax(curve))
-    if best == len(curve) - 1:
-        say(f'the best threshold, {THRESHOLDS[best]}, is the last of those tried: a better one may lie beyond')
+    if best in (0, len(curve) - 1):
+        say(f'the best threshold, {THRESHOLDS[best]}, is at the end of the curve: seeds that tell nothing from background')
     return class_scores(confusions[best or 0], names, scored) | {
         'thresholds': THRESHOLDS.tolist(), 'miou': curve, 'best_threshold': None if best is None else float(THRESHOLDS[best]),
         'best_miou': None if best is None else curve[best]}

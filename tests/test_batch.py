@@ -170,14 +170,9 @@ def test_failure_leaves_the_notebook_and_no_product(tmp_path):
 
 # a file whose appearance says how far a stage is, below reports/tiny or data/runs/tiny
 MOMENTS = '''
-pretrain-s0/pretrain.provenance  trunk/trunk.failed.ipynb  pretrain-s0/model.safetensors
-baseline-s0/train.provenance  noise1-s0/train.provenance  noise1-s0/checkpoint.safetensors
-noise1-s0/cams.provenance  noise1-s0/cams/train_00002.safetensors  noise1-s0/cams.json
-noise1-s0/pseudo.provenance  noise1-s0/conf_bg/train_00002.png  noise1-s0/affinity/model.safetensors
-noise1-s0/walk_scores/train_00002.safetensors  noise1-s0/attention_crf/train_00002.png
-noise1-s0/segment.provenance  noise1-s0/segment/checkpoint.safetensors  noise1-s0/segment/crf/val_00002.png
-table1.provenance  table1.csv  threshold.provenance  threshold_slider.html  figure4.provenance  table3.provenance  index.provenance  index.html'''.split()
-SOME = ('table1', 'table3', 'figure4', 'threshold')  # results whose notebooks the killed study makes
+pretrain-s0/model.safetensors  trunk/trunk.failed.ipynb  noise1-s0/checkpoint.safetensors  noise1-s0/cams/train_00002.safetensors
+noise1-s0/conf_bg/train_00002.png  noise1-s0/segment/checkpoint.safetensors  table1.csv  index.html'''.split()
+SOME = ('table1', 'table3', 'threshold')  # results whose notebooks the killed study makes
 
 
 def kill_at(repo, moments, *arguments):
@@ -209,7 +204,7 @@ def results(repo):
                if path.parent != reports or path.stem in SOME}}
 
 
-def test_killed_20_times_in_all_stages_and_started_again(repo, tmp_path):
+def test_killed_in_every_stage_and_started_again(repo, tmp_path):
     "Killed with -9 and started again at once, `make` goes on where it was, and ends with the same files, byte for byte."
     other = shutil.copytree(repo, tmp_path / 'other', ignore=shutil.ignore_patterns('reports', 'data'))
     kills = []
@@ -218,7 +213,7 @@ def test_killed_20_times_in_all_stages_and_started_again(repo, tmp_path):
         print(f'{len(kills) + 1}. {kill[0]}, in', ', '.join(sorted(kill[1])))
         kills.append(kill)
     assert 'Done.' in kill[1], kill[1]
-    assert len(kills) >= 20
+    assert len(kills) >= len(MOMENTS) - 1  # two may have come at once
     hit = {name for _, running in kills for name in running}
     assert {name.split('/')[-1] for name in hit} >= {'pretrain', 'trunk', 'train', 'cams', 'pseudo', 'segment', 'table1', 'index'}
     ours, theirs = results(other), results(repo)

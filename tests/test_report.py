@@ -397,12 +397,12 @@ def test_nothing_without_its_evidence(page, file):
 def test_slider_map_is_what_evaluate_counts():
     rng = np.random.default_rng(0)
     scores, truth = rng.random((3, 40, 40)).astype(np.float32), rng.integers(0, 6, (40, 40)).astype(np.uint8)
-    scores[:, :4] = np.float32(rng.integers(0, 60, (3, 4, 40)) / 100)  # exactly at thresholds
+    scores[:, :4] = np.float32(rng.integers(0, 100, (3, 4, 40)) / 100)  # exactly at thresholds
     classes = np.array([1, 2, 5])
     levels, winner, same = np.moveaxis(slider_map(scores, classes, truth), -1, 0)
     assert (same == truth).all()
     expected = curve_confusions(score_histogram(truth, scores, classes, 6))
-    for i in range(60):
+    for i in range(100):
         assert (confusion_matrix(truth, np.where(levels > i, winner, 0), 6) == expected[i]).all()
     assert slider_map(scores[:0], classes[:0], truth)[..., :2].max() == 0
 
@@ -443,12 +443,12 @@ def test_slider_moves_the_mask(page, browser):
         'return [...document.querySelectorAll("canvas.mask")].map(c => Number(c.dataset.pixels))')
     slider.send_keys(Keys.HOME)
     seen = [counts()]
-    for _ in range(59):
+    for _ in range(99):
         slider.send_keys(Keys.ARROW_RIGHT)
         seen.append(counts())
-    assert slider.get_attribute('value') == '59' and browser.find_element(By.ID, 'value').text == '0.59'
+    assert slider.get_attribute('value') == '99' and browser.find_element(By.ID, 'value').text == '0.99'
     steps = np.diff(np.array(seen), axis=0)
-    assert np.array(seen).shape == (60, 6) and (steps <= 0).all() and (steps.sum(0) < 0).all()
+    assert np.array(seen).shape == (100, 6) and (steps <= 0).all() and (steps.sum(0) < 0).all()
     assert browser.execute_script('return [...document.querySelectorAll("canvas")].every(c => c.ariaLabel.length > 10)')
     cells = browser.find_elements(By.CLASS_NAME, 'miou')
     assert len(cells) == 2 and all(cell.text.endswith(' %') for cell in cells)

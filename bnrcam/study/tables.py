@@ -80,10 +80,15 @@ def _noise_row(group: pd.DataFrame, variant: str, scores: pd.DataFrame) -> dict:
         return {'here, mIoU (%)': f"not run: add {variant} to the profile's variants"}
     first, *others = ((f'here, {title}', mean_spread(group[key]))
                       for title, key in NOISE_COLUMNS.items())
+    return dict([first, (f'here, {DIFFERENCE}', paired_difference(scores, variant)), *others,
+                 ('here, best threshold', _best_threshold(group))])
+
+
+def _best_threshold(group: pd.DataFrame) -> str:
     low, high = group['best_threshold'].min(), group['best_threshold'].max()
     best = f'{low:.2f}' if low == high else f'{low:.2f} to {high:.2f}'
-    return dict([first, (f'here, {DIFFERENCE}', paired_difference(scores, variant)), *others,
-                 ('here, best threshold', best)])
+    first, *_, last = group['thresholds'].iloc[0]
+    return f'{best} (at the end of the curve)' if low == first or high == last else best
 
 # %% ../../nbs/study/07_tables.ipynb #8192a3b4
 def server_score(group: pd.DataFrame, test_scores: pd.DataFrame, results: pd.DataFrame,
