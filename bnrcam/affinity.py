@@ -27,7 +27,7 @@ from .cam import refine
 from .crf import crf_labels, reads
 from .data import (IGNORE, MEAN, STD, DataError, VOCFolder, as_image, as_mask, read_image, read_labels, read_mask,
                          to_input)
-from .engine.launch import global_mean, processes, progress_bar, shard
+from .engine.launch import float32_products, global_mean, processes, progress_bar, shard
 from .resnet38 import ResNet38, parameter_groups
 from .engine.provenance import files_digest, provenance, record_digest, text_digest
 from .cams import CAMs, is_made_from, read_cams, seed_scores
@@ -311,7 +311,9 @@ def infer_walks(walk: Callable[..., Propagated], model: nn.Module, dataset: VOCF
     say_remade(folder, [name for name in todo if Path(folder, f'{name}.safetensors').is_file()])
     model = model.to(state.device).eval()
     for name in progress_bar(todo, unit='image', desc='walk'):
-        try: propagated = walk(model, *read_seed(dataset.root, dataset.classes, store, name), **parameters)
+        try:
+            with float32_products():
+                propagated = walk(model, *read_seed(dataset.root, dataset.classes, store, name), **parameters)
         except DataError as error: raise DataError(f'{name}: {error}') from None
         write_propagated(folder / f'{name}.safetensors', propagated, digests[name])
     state.wait_for_everyone()

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from .cam import head_rows, refine, strips
 from .conformer import Attention, CAMConformer, fuse_batch_norm
 from .data import DataError, VOCFolder, to_input
-from .engine.launch import processes, progress_bar, shard
+from .engine.launch import float32_products, processes, progress_bar, shard
 from .engine.provenance import content_digest, provenance, record_digest
 from .engine.checkpoints import load_tensors, reset_if_stale, save_tensors, say_remade
 from .train import say_unlabelled
@@ -154,7 +154,7 @@ def seed_scores(cams: CAMs) -> np.ndarray:
     return ((total - low - 1e-5) / (high - low + 1e-5)).clamp(min=0).numpy()
 
 # %% ../nbs/07_cams.ipynb #cbb335b6
-PRECISIONS = {'no': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+PRECISIONS = {'no': None, 'tf32': None, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
 def is_made_from(path: Path, digest: str) -> bool:
@@ -166,7 +166,8 @@ def is_made_from(path: Path, digest: str) -> bool:
 def cams_of_batch(to_refined: Callable[[Tensor], Tensor], batch: dict, scales: Sequence[int], precision: str) -> list[CAMs]:
     """CAMs of a batch of `Views`. ValueError if the network has another number of classes than the labels."""
     device, classes = processes().device, batch['labels'].shape[1]
-    with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != 'no'):
+    half = PRECISIONS[precision]
+    with float32_products(precision), torch.autocast(device.type, half, enabled=half is not None):
         maps = [mirrored_cam(to_refined, batch[f'view_{s}'].to(device)).cpu() for s in scales]
     if maps[0].shape[1] != classes:
         raise ValueError(f'the network has {1 + maps[0].shape[1]} outputs, background included, but {classes} classes '
@@ -183,7 +184,7 @@ def infer_cams(model: nn.Module, dataset: VOCFolder, folder: str | Path, *, scal
     Images whose file is there already, made from the same photograph and labels by the same network, scales, precision
     and code, are left alone: a stopped run goes on. batch_size and workers do not count: they change no more than the
     rounding. Labels are the image-level labels of the data set; an image without any gets no map. Several processes
-    share the images, and return when all are done. precision: of the network, 'no' (float32), 'fp16' or 'bf16';
+    share the images, and return when all are done. precision: of the network, 'no' (float32), 'tf32', 'fp16' or 'bf16';
     attention weights and their product with the CAM stay float32. ValueError if the network has not one output for
     each class and the background."""
     say_unlabelled(dataset)

@@ -25,7 +25,7 @@ from .affinity import seen_image
 from .crf import crf_probabilities, is_valid, write_result
 from .data import IGNORE, DataError, VOCFolder, as_image, as_mask, read_image, read_mask, to_input
 from .engine.provenance import files_digest, provenance, record_digest, text_digest
-from .engine.launch import global_mean, processes, progress_bar, shard
+from .engine.launch import float32_products, global_mean, processes, progress_bar, shard
 from .resnet38 import ResNet38, parameter_groups
 from .engine.checkpoints import reset_if_stale, say_remade
 from .train import fit, poly
@@ -268,7 +268,8 @@ def infer_segments(model: DeepLab, root: str | Path, names: Sequence[str], folde
     model = model.to(state.device).eval()
     jobs = ((root, folders, name, [m.numpy() for m in scaled_logits(model, read_image(photographs[name]), scales)],
              digests[name]) for name in progress_bar(todo, unit='image', desc='segment'))
-    run_jobs(jobs, min(workers or os.cpu_count(), max(1, len(todo))))
+    with float32_products():
+        run_jobs(jobs, min(workers or os.cpu_count(), max(1, len(todo))))
     state.wait_for_everyone()
     return Path(folder)
 

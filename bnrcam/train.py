@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DONE', 'PART', 'Seeded', 'constant', 'warmup_cosine', 'poly', 'TrainingError', 'count_steps', 'say_unlabelled',
-           'optimizer_settings', 'take_up', 'Steps', 'save_epoch', 'handed_back', 'prepared', 'fit', 'train_classifier']
+           'optimizer_settings', 'take_up', 'Steps', 'scaler_tensors', 'restore_scaler', 'save_epoch', 'handed_back',
+           'prepared', 'fit', 'train_classifier']
 
 # %% ../nbs/06_train.ipynb #5138b097
 import math
@@ -28,7 +29,7 @@ from .data import disk_errors
 from .engine.checkpoints import (load_tensors, optimizer_tensors, restore_optimizer,
                                        save_tensors)
 from .engine.files import write_text
-from .engine.launch import processes, progress_bar, say, sync_over_batch
+from .engine.launch import float32_products, processes, progress_bar, say, sync_over_batch
 from .engine.provenance import describe, made_otherwise, provenance
 from .losses import VARIANTS, bnr_loss
 
@@ -41,8 +42,9 @@ class Seeded(Dataset):
     def __len__(self): return len(self.dataset)
 
     def __getitem__(self, index: int):
+        # the processor's generator alone: a GPU's goes on from step to step
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(f'{self.seed} {self.epoch} {index}'.encode()))
+            torch.default_generator.manual_seed(zlib.crc32(f'{self.seed} {self.epoch} {index}'.encode()))
             return self.dataset[index]
 
 # %% ../nbs/06_train.ipynb #4698b966
@@ -157,35 +159,50 @@ class Steps:
         self.accelerator.backward(losses['loss'])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        means = self.accelerator.reduce({key: value.detach() for key, value in losses.items()}, 'mean')
-        return {key: value.item() for key, value in means.items()}
+        means = self.accelerator.reduce(torch.stack([value.detach() for value in losses.values()]), 'mean')
+        return dict(zip(losses, means.tolist()))  # one wait for a GPU
 
     def epoch(self, number: int) -> dict[str, float]:
         "Epoch `number`, from 0: its last rate and mean losses. TrainingError for a loss that is not finite."
         self.start(number)
-        totals, done = {}, number * len(self.loader)
+        totals, skipped, done = {}, 0, number * len(self.loader)
         part = min(len(self.loader), self.total - done)
         for index, batch in enumerate(islice(self.loader, part)):
             rate = self.set_rates(done + index)
             means = self.step(batch)
+            skipped += self.accelerator.optimizer_step_was_skipped
             if not math.isfinite(means['loss']):
                 raise TrainingError(f"{self.folder}: the loss is {means['loss']} at epoch {number + 1}, batch {index + 1}: "
                                     f'lower the learning rate ({rate:g}); epoch {number} is kept in {PART}')
             totals = {key: totals.get(key, 0.) + value / part for key, value in means.items()}
             self.bar.set_postfix(epoch=number + 1, loss=f"{means['loss']:.3f}", refresh=False)
             self.bar.update()
+        if skipped:
+            say(f'{self.folder}: {skipped} of {part} steps of epoch {number + 1} overflowed 16-bit floats and taught nothing')
         return {'epoch': number + 1, 'lr': rate, **totals}
 
 # %% ../nbs/06_train.ipynb #ab02511b
-def save_epoch(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, record: dict, history: list[dict],
+def scaler_tensors(scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
+    "The state of a loss scaler as named tensors, `scaler.ENTRY`; none without one."
+    return {f'scaler.{key}': torch.tensor(value) for key, value in (scaler.state_dict() if scaler else {}).items()}
+
+
+def restore_scaler(scaler: torch.amp.GradScaler | None, tensors: dict[str, Tensor]) -> None:
+    "Put the state of `scaler_tensors` back, where `tensors` has one."
+    state = {name.removeprefix('scaler.'): value.item() for name, value in tensors.items() if name.startswith('scaler.')}
+    if scaler and state: scaler.load_state_dict(state)
+
+
+def save_epoch(folder: Path, model: nn.Module, state: dict[str, Tensor], record: dict, history: list[dict],
                last: bool) -> None:
-    "Store the training after an epoch, in the first of several processes. TrainingError if a weight is not finite."
+    """Store the training after an epoch, in the first of several processes: the weights and, unless it is the last, the
+    `state` of optimizer and loss scaler. TrainingError if a weight is not finite."""
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise TrainingError(f'{folder}: {broken[0]} is not finite after epoch {len(history)}: lower the learning rate '
                             f"({history[-1]['lr']:g}); epoch {len(history) - 1} is kept in {PART}")
     if processes().is_main_process:
-        tensors = model.state_dict() | ({} if last else optimizer_tensors(optimizer))
+        tensors = model.state_dict() | ({} if last else state)
         save_tensors(folder / (DONE if last else PART), tensors, provenance=record, history=history)
         if last:
             (folder / PART).unlink(missing_ok=True)
@@ -194,9 +211,10 @@ def save_epoch(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
 
 @contextmanager
 def handed_back(model: nn.Module) -> Iterator[None]:
-    """Within it, Accelerate may wrap the `forward` of `model`, and layers may take their form for several processes; after
-    it both are as before, so that a network trained in 16 bit computes in 32 again."""
+    """Within it, Accelerate may wrap the `forward` of `model` and take it to a GPU, and layers may take their form for
+    several processes; after it all is as before, so that a network trained in 16 bit computes in 32 again."""
     kinds, before = [(module, type(module)) for module in model.modules()], dict(vars(model))
+    device = next(model.parameters()).device
     try:
         yield
     finally:
@@ -204,12 +222,15 @@ def handed_back(model: nn.Module) -> Iterator[None]:
         for name in ('forward', '_original_forward', '_is_accelerate_prepared'):
             vars(model).pop(name, None)
             if name in before: vars(model)[name] = before[name]
+        model.to(device)
 
 
 def prepared(model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader, precision: str) -> tuple:
-    "Accelerator of a precision, and network, optimizer and loader as it wraps them."
+    "Accelerator of a precision, and network, optimizer and loader as it wraps them. TrainingError for fp16 on a CPU."
+    if precision == 'fp16' and processes().device.type == 'cpu':
+        raise TrainingError("precision 'fp16' needs a GPU; on a CPU take 'bf16' or 'no'")
     AcceleratorState._reset_state()  # it keeps the first precision of a process, which is not that of each training
-    accelerator = Accelerator(mixed_precision=precision, dataloader_config=DataLoaderConfiguration(split_batches=True))
+    accelerator = Accelerator(mixed_precision='no' if precision == 'tf32' else precision, dataloader_config=DataLoaderConfiguration(split_batches=True))
     sync_over_batch(model)
     return accelerator, *accelerator.prepare(model, optimizer, loader)
 
@@ -225,7 +246,7 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
     epochs: passes over the data set; a fraction ends in the middle of the last one.
     A stopped training is taken up from its last epoch if all that decides its weights is the same (`take_up`; `run`:
     values that say it in words, beside what is seen here), and ends with the same weights as an undisturbed one.
-    precision: 'no', 'fp16' or 'bf16', of the training alone. TrainingError if there is nothing to do, the processes
+    precision: 'no' (float32), 'tf32', 'fp16' or 'bf16', of the training alone. TrainingError if there is nothing to do, the processes
     cannot share a batch, or loss or weights are not finite."""
     folder, (steps, total) = Path(folder), count_steps(len(dataset), epochs, batch_size)
     record = provenance('bnrcam.train', **(run or {}), seed=seed, epochs=epochs, batch_size=batch_size,
@@ -239,12 +260,14 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
     loader = DataLoader(data, batch_size, sampler=RandomSampler(data, generator=order), num_workers=workers,
                         drop_last=True, pin_memory=processes().device.type == 'cuda')
     bar = progress_bar(total=total, initial=min(len(history) * steps, total), unit='batch', desc=folder.name)
-    with handed_back(model), bar:
+    with handed_back(model), float32_products(precision), bar:
         accelerator, network, wrapped, batches = prepared(model, optimizer, loader, precision)
+        restore_scaler(accelerator.scaler, tensors)
         state = Steps(folder, data, order, batches, accelerator, network, wrapped, loss, schedule, rates, total, bar)
         for epoch in range(len(history), math.ceil(total / steps)):
             history.append(state.epoch(epoch))
-            save_epoch(folder, model, optimizer, record, history, last=(epoch + 1) * steps >= total)
+            save_epoch(folder, model, optimizer_tensors(optimizer) | scaler_tensors(accelerator.scaler), record, history,
+                       last=(epoch + 1) * steps >= total)
     frame = pd.DataFrame(history)
     if processes().is_main_process:
         with disk_errors(folder / 'history.csv'):

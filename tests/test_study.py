@@ -50,7 +50,7 @@ def test_a_comment_is_a_comment(tmp_path):
     ('profile: mini', 'profile: mini\n"profile": voc', 'profile', 'stands twice'),
     ('train: {epochs: 2,', 'train: {epochs: 2, epochs: 4,', 'epochs', 'stands twice'),
     ('lr: 0.00005', 'lr: "5e-5"', "train.lr is '5e-5'", 'number'), ('lr: 0.00005', 'lr: .nan', 'train.lr is', 'number'),
-    ('precision: "no"', 'precision: no', 'compute.precision is False', "'no', 'bf16' or 'fp16'"),
+    ('precision: "no"', 'precision: no', 'compute.precision is False', "'no', 'tf32', 'bf16' or 'fp16'"),
     ('classes: [apple, banana', 'classes: [no, banana', 'dataset.classes.0 is False', 'quotes'),
     ('classes: [apple, banana', 'classes: [1, banana', 'dataset.classes.0 is 1', 'quotes'),
     ('classes: [apple, banana', 'classes: [apple, apple', 'dataset.classes is', "'apple' stands twice"),

@@ -270,7 +270,7 @@ def free_memory() -> float:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     "Does PyTorch say that memory ran out?"
-    return any(words in str(error).lower() for words in ('out of memory', "can't allocate memory", 'not enough memory'))
+    return any(words in str(error).lower() for words in ('out of memory', "can't allocate memory", 'not enough memory', 'alloc_failed'))
 
 # %% ../../nbs/study/10_plan.ipynb #ef308b6c
 class Measured(NamedTuple):

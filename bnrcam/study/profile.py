@@ -187,7 +187,7 @@ class Compute(Section):
     "How, not what: processor threads, loader processes, floats of 16 bits, memory against time."
     threads: Count
     workers: Annotated[int, Field(ge=0, le=1000)]
-    precision: Literal['no', 'bf16', 'fp16']
+    precision: Literal['no', 'tf32', 'bf16', 'fp16']
     checkpointing: bool = False
 
 # %% ../../nbs/study/00_profile.ipynb #357ef1d5
