@@ -186,7 +186,7 @@ def test_stage_in_two_processes(root, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ['data', 'out.ipynb']
     assert 'image/png' in (tmp_path / 'out.ipynb').read_text()
-    assert sorted(path.name for path in tmp_path.glob('data/runs/mini/pretrain-s0/*')) == ['history.csv', 'model.safetensors']
+    assert sorted(path.name for path in tmp_path.glob('data/runs/scratch/pretrain-s0/*')) == ['history.csv', 'model.safetensors']
 
 
 if __name__ == '__main__':
