@@ -3,6 +3,7 @@ PROFILE ?= mini
 DATA    ?= data/$(PROFILE:scratch=mini)
 LAUNCH  ?=
 SOURCES ?=
+RUN     ?=
 PYTHON  ?= python3
 VENV    ?= .venv
 # stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
@@ -27,7 +28,7 @@ $(if $(call fits,PROFILE,[[:alnum:]_][[:alnum:]_.-]*),,\
   $(error PROFILE='$(value PROFILE)': give the name of a file in nbs/profiles, without .yaml))
 $(if $(filter api bench readme,$(PROFILE)),\
   $(error PROFILE='$(PROFILE)': reports/$(PROFILE) is a folder of the project; give another name))
-$(foreach name,SOURCES $(if $(filter file,$(origin DATA)),,DATA),$(if $(call fits,$(name),[[:alnum:]_./~+@=:-]*),,\
+$(foreach name,SOURCES RUN $(if $(filter file,$(origin DATA)),,DATA),$(if $(call fits,$(name),[[:alnum:]_./~+@=:-]*),,\
   $(error $(name)='$(value $(name))': give a path of letters, digits and _ . / ~ + @ = : - only)))
 
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -88,7 +89,7 @@ no_graph: $(if $(DRY),$(READY))
 endif
 endif
 
-.PHONY: help reproduce verify plan test lab docs data voc coco notebooks bench readme start clean again no_graph $(BENCH)
+.PHONY: help reproduce verify plan test export lab docs data voc coco notebooks bench readme start clean again no_graph $(BENCH)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|scratch|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -104,6 +105,9 @@ plan: $(READY)  ## what reproduce would run, and how long, on this machine: a fe
 
 test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page; FAST=1: the quick ones
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(FAST),-m 'not slow')
+
+export: $(READY)  ## RUN=data/runs/PROFILE/RUN[/segment]: its network, classes and settings in one file, for bnrcam-predict
+	@$(BIN)/python -c "$(SHORT) from bnrcam.predict import export_model; print('Done:', export_model('$(RUN)'))"
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs

@@ -23,4 +23,5 @@ setup(
     project_urls={'Source': cfg['git_url'], 'Changelog': f"{cfg['git_url']}/blob/main/CHANGELOG.md"},
     packages=find_packages(include=['bnrcam*']), package_data={'bnrcam.study': ['templates/*']},
     python_requires=f">={cfg['min_python']}",
-    install_requires=cfg['requirements'].split(), extras_require=extras, zip_safe=False)
+    install_requires=cfg['requirements'].split(), extras_require=extras, zip_safe=False,
+    entry_points={'console_scripts': cfg['console_scripts'].split()})

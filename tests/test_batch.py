@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from bnrcam.data import read_image, read_mask
+from bnrcam.predict import load_model, predict
 from bnrcam.scenes import write_scenes
 from browsing import check_page
 
@@ -131,6 +133,16 @@ def test_verify(repo):
     finally:
         for file, content in kept.items():
             file.write_bytes(content)
+
+
+def test_export_and_a_new_photograph(repo):
+    "The mask of an exported network is that of its stage, bit for bit."
+    run = repo / 'data/runs/tiny/noise1-s0/segment'
+    result = make(repo, 'export', f'RUN={run.relative_to(repo)}')
+    assert result.returncode == 0 and 'Done: data/runs/tiny/noise1-s0/segment.safetensors' in result.stdout
+    mask = predict(load_model(run.with_suffix('.safetensors')), read_image(repo / 'scenes/JPEGImages/val_00001.jpg'))
+    assert (mask == read_mask(run / 'crf/val_00001.png', 7)).all()
+    run.with_suffix('.safetensors').unlink()
 
 
 def test_second_time_nothing_runs(repo):
