@@ -27,6 +27,7 @@ TINY = '''
 profile: tiny
 about: A test.
 variants: [baseline, noise1]
+ours: noise1
 random_seeds: [0]
 pseudo_labels: [noise1]
 timm_backbones: [test_resnet]

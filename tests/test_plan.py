@@ -9,7 +9,7 @@ from bnrcam.data import DataError
 from bnrcam.study.profile import ProfileError, completed
 
 TINY = completed({
-    'profile': 'tiny', 'about': 'A test.', 'root': 'none', 'variants': ['baseline', 'noise1'], 'random_seeds': [0, 1], 'pseudo_labels': ['noise1'],
+    'profile': 'tiny', 'about': 'A test.', 'root': 'none', 'variants': ['baseline', 'noise1'], 'ours': 'noise1', 'random_seeds': [0, 1], 'pseudo_labels': ['noise1'],
     'timm_backbones': ['test_resnet'], 'timm_options': {'test_resnet': {'output_stride': 8}}, 'benchmark': None, 'sweep': [],
     'dataset': {'classes': ['apple', 'banana', 'leaf', 'fish', 'flower', 'starfish'], 'pretrain': 'train', 'train': 'train',
                 'eval': 'train', 'val': 'val', 'test': 'val', 'scored': None},

@@ -20,17 +20,20 @@ ROOT = Path(__file__).parent.parent
 # as make, and then Table 5 and Figure 4, would ask for it, in a copy of the package with one more entry
 ASK = '''
 import json
+import pandas as pd
 from bnrcam.study.figures import curve_figure, curves
 from bnrcam.study.graph import check_variants, jobs
 from bnrcam.study.profile import read_profile
 from bnrcam.study.records import Study
-from bnrcam.study.tables import table5
+from bnrcam.study.tables import seed_table, table5
 profile = read_profile('nbs/profiles/tiny.yaml')
 check_variants(profile, 'nbs/profiles/tiny.yaml')
 study = Study(profile)
 frame, record = table5(study)
+table1 = seed_table(study.results(), pd.DataFrame(), {}, profile['ours']).set_index('method')
 legend = curve_figure(curves(study.results())).axes[0].get_legend()
 print(json.dumps({'jobs': {name: job.needs for name, job in jobs(profile).items()}, 'rows': frame.to_dict('records'),
+                  'ours': table1.loc['Ours', 'here, mIoU (%)'],
                   'results': [*record['results']], 'legend': [text.get_text() for text in legend.get_texts()]}))
 '''
 
@@ -58,7 +61,8 @@ def test_a_loss_is_one_entry_and_a_name_in_the_profile(project):
     losses = project / 'bnrcam/losses.py'
     entry = "VARIANTS = {\n    'half': Variant('half the noise', partial(noise_logits, scale=.5)),"
     losses.write_text(losses.read_text().replace('VARIANTS = {', entry, 1))
-    (project / 'nbs/profiles/tiny.yaml').write_text(TINY.replace('[baseline, noise1]', '[baseline, noise1, half]'))
+    (project / 'nbs/profiles/tiny.yaml').write_text(
+        TINY.replace('[baseline, noise1]', '[baseline, noise1, half]').replace('ours: noise1', 'ours: half'))
     for run, level in {'baseline-s0': 30., 'noise1-s0': 33., 'half-s0': 31.5}.items():
         made_up_result(run, level)
     run = subprocess.run([sys.executable, '-c', ASK], cwd=project, capture_output=True, text=True, timeout=300,
@@ -68,6 +72,9 @@ def test_a_loss_is_one_entry_and_a_name_in_the_profile(project):
     row, = (row for row in found['rows'] if row['variant'] == 'half the noise')
     assert row['here, mIoU (%)'].startswith('31.5') and row['paper, VOC train'] == ''
     assert 'half the noise' in found['legend'] and 'half-s0/cams.json' in found['results']
+    assert found['ours'].startswith('31.5')
+    backbone = found['jobs']['half-s0/segment-test_resnet']
+    assert backbone == ['half-s0/pseudo'] and 'noise1-s0/pseudo' in found['jobs']
     assert found['jobs']['half-s0/cams'] == ['half-s0/train']
     assert all('half-s0/cams' in found['jobs'][name] for name in ('table5', 'figure4'))
 

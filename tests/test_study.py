@@ -68,6 +68,7 @@ def test_a_comment_is_a_comment(tmp_path):
     *(('classes: [apple', f'classes: [{label}', 'dataset.classes.0', 'printable text') for label in (
         "'a|99.9'", "'=HYPERLINK(1)'", "'+1+1'", "'@SUM(1)'", "'-1'", '"a\\e[31m"', '"a\\0"', '"a\\v"', '"a\\nb"', "' a'")),
     ('segment: {weights: data/start', 'segment: {weights: data/runs/voc', 'segment.weights', 'of this study'),
+    ('ours: noise1', 'ours: noise9', 'ours', "'noise9' is none of variants"),
     ('label_seeds: [0, 1, 2]', 'label_seeds: [0, 7]', 'label_seeds', '7 is none of random_seeds')])
 def test_one_line_for_a_mistake(tmp_path, old, new, key, right):
     with pytest.raises(ProfileError) as error:
@@ -111,7 +112,7 @@ def test_a_notebook_reads_only_its_parameters(path):
 
 def test_a_variant_that_is_none(repo):
     path = repo / 'nbs/profiles/tiny.yaml'
-    path.write_text(TINY.replace('variants: [baseline, noise1]', 'variants: [baseline, noise7]'))
+    path.write_text(TINY.replace('variants: [baseline, noise1]', 'variants: [baseline, noise1, noise7]'))
     result = make(repo, 'reproduce')
     assert result.returncode == 2 and "there is no 'noise7', but baseline" in result.stderr and not ran(result.stdout)
 

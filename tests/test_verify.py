@@ -36,7 +36,8 @@ pytestmark = pytest.mark.slow
 
 matplotlib.use('Agg')
 MINI = read_profile(Path(__file__).parent.parent / 'nbs/profiles/mini.yaml')
-SETTINGS = {**MINI, 'profile': 'small', 'variants': ['baseline', 'noise1'], 'random_seeds': [0, 1], 'sweep': [],
+SETTINGS = {**MINI, 'profile': 'small', 'variants': ['baseline', 'noise1'], 'random_seeds': [0, 1], 'label_seeds': [0, 1],
+            'sweep': [],
             'dataset': {**MINI['dataset'], 'test': 'val'},
             **{network: {**MINI[network], 'weights': None} for network in ('affinity', 'segment')}}
 RUNS = [f'{variant}-s{seed}' for variant in SETTINGS['variants'] for seed in SETTINGS['random_seeds']]

@@ -51,9 +51,9 @@ def write_figure(figure: Figure, folder: str | Path, name: str, caption: str, re
     write_result(folder, name, caption, record, [f'{name}.{kind}' for kind in ('png', 'svg')])
 
 # %% ../../nbs/study/05_figures.ipynb #50e21c5c
-def compared(variants: Sequence[str], seed: int) -> dict[str, str]:
+def compared(variants: Sequence[str], seed: int, ours: str = 'noise1') -> dict[str, str]:
     "Runs whose pictures stand side by side, by title: the baseline and ours, or the first variant where both are missing."
-    pair = {name: title for name, title in (('baseline', 'TransCAM'), ('noise1', 'ours')) if name in variants}
+    pair = {name: title for name, title in (('baseline', 'TransCAM'), (ours, 'ours')) if name in variants}
     return {title: f'{name}-s{seed}' for name, title in (pair or {variants[0]: VARIANT_NAMES[variants[0]]}).items()}
 
 # %% ../../nbs/study/05_figures.ipynb #aec96ebb
@@ -219,20 +219,20 @@ BEYOND = {'I': 'not in the table: image labels only', 'I+L': 'not in the table: 
           **dict.fromkeys(('I+F', 'I+L+F'), 'not in the table: other foundation models too')}
 
 
-def years_figure(here: dict[str, float], benchmark: str | None) -> Figure:
+def years_figure(here: dict[str, float], benchmark: str | None, ours: str = 'noise1') -> Figure:
     """val mIoU over the year of publication, VOC above and COCO below.
 
-    here: percent, by variant ('baseline', 'noise1'; others are left out), of runs on `benchmark` ('VOC', 'COCO', or None
+    here: percent, by variant ('baseline' and `ours`; others are left out), of runs on `benchmark` ('VOC', 'COCO', or None
     for other data, which stands in neither panel). ValueError for another benchmark."""
     if benchmark not in (None, *BENCHMARKS):
         raise ValueError(f"benchmark '{benchmark}' is unknown; it is VOC, COCO or null")
     figure, axes = plt.subplots(2, 1, figsize=(11, 9), layout='constrained')
-    twins = {'baseline': ('here: baseline', 2023), 'noise1': ('here: ours', PAPER_YEAR)}
-    ours = pd.DataFrame([(*twins[name], value, 'I', 'ran here') for name, value in here.items() if name in twins],
-                        columns=['label', 'year', 'miou', 'supervision', 'kind'])
+    twins = {'baseline': ('here: baseline', 2023), ours: ('here: ours', PAPER_YEAR)}
+    ran = pd.DataFrame([(*twins[name], value, 'I', 'ran here') for name, value in here.items() if name in twins],
+                       columns=['label', 'year', 'miou', 'supervision', 'kind'])
     for ax, (name, title) in zip(axes, BENCHMARKS.items()):
         rows = published(name)
-        _years_panel(ax, pd.concat([rows, ours], ignore_index=True) if name == benchmark else rows)
+        _years_panel(ax, pd.concat([rows, ran], ignore_index=True) if name == benchmark else rows)
         ax.set(ylabel='mIoU (%)', title=f'{title}, val')
     axes[0].legend(handles=_years_legend(with_ours=benchmark is not None), fontsize=8, loc='upper left')
     return figure
@@ -298,7 +298,7 @@ def collapse_figure(scratch: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     rates = rates.sort_values('lr')
     right.plot(rates['lr'], rates['best_miou'], marker='o')
     right.set(xscale='log', xlabel='learning rate', ylabel='seed mIoU (%)', ylim=(0, 1.15 * rates['best_miou'].max()),
-              title='fine-tuned with noise x 1')
+              title='ours, fine-tuned')
     return figure
 
 # %% ../../nbs/study/05_figures.ipynb #71cd7b7d

@@ -87,15 +87,15 @@ def passed(epochs: float, images: int, batch_size: int) -> int:
 
 def stages(profile: dict, sizes: dict[str, int]) -> pd.DataFrame:
     "One row for each measurable part of the study: `stage`, `of` (variant or backbone), `runs`, `images` of one run."
-    runs, data, rows = stage_runs(profile), profile['dataset'], []
+    runs, found = stage_runs(profile), steps(profile)
+    data, rows = profile['dataset'], []
 
     def add(stage: str, of: str, count: int, images: int) -> None:
         if count and images: rows.append({'stage': stage, 'of': of, 'runs': count, 'images': images})
 
     train, scored, val = (sizes[data[key]] for key in ('train', 'eval', 'val'))
     for stage, split in (('pretrain', data.get('pretrain')), ('train', data['train'])):
-        variants = [run.split('-')[0] if stage == 'train' else 'noise1' if 'noise1' in run else 'baseline'
-                    for run in runs[stage]]
+        variants = [step.own['variant'] for step in found[stage]]
         for variant in dict.fromkeys(variants):
             options = profile[stage]
             add(stage, variant, variants.count(variant), passed(options['epochs'], sizes[split], options['batch_size']))

@@ -196,6 +196,7 @@ class Profile(Section):
     profile: Name
     about: str
     variants: Annotated[list[Word], Field(min_length=1), AfterValidator(different)]
+    ours: Word
     random_seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1), AfterValidator(different)]
     pseudo_labels: Annotated[list[Word], AfterValidator(different)] = []
     label_seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], AfterValidator(different)] = []
@@ -230,6 +231,8 @@ def problems(study: Profile) -> Iterator[str]:
     "What one setting asks of another and does not find."
     if study.profile in RESERVED:
         yield f'profile: {study.profile} is a folder of the project; give another name'
+    if study.ours not in study.variants:
+        yield f'ours: {study.ours!r} is none of variants'
     for seed in {*study.label_seeds} - {*study.random_seeds}:
         yield f'label_seeds: {seed} is none of random_seeds'
     if study.pretrain is None and (study.weights is None or study.sweep):

@@ -187,10 +187,10 @@ def load_segmentation(folder: str | Path, variants: Sequence[str],
 
 
 def load_timm_backbones(folder: str | Path, random_seeds: Sequence[int],
-                        backbones: Sequence[str]) -> pd.DataFrame:
-    """`load_results` of the segmentation networks on other backbones, of the first seed of noise1;
+                        backbones: Sequence[str], ours: str = 'noise1') -> pd.DataFrame:
+    """`load_results` of the segmentation networks on other backbones, of the first seed of `ours`;
     empty if there are none."""
-    run = [f'noise1-s{random_seeds[0]}']
+    run = [f'{ours}-s{random_seeds[0]}']
     frames = [load_results(folder, run, f'segment-{name}') for name in backbones]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

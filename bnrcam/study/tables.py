@@ -29,7 +29,7 @@ PSEUDO = {'walk_crf': '+ PSA', 'crf': '+ CRF alone', 'attention_crf': '+ walk al
 
 
 def seed_table(results: pd.DataFrame, pseudo: pd.DataFrame,
-               trivial: dict[str, float]) -> pd.DataFrame:
+               trivial: dict[str, float], ours: str = 'noise1') -> pd.DataFrame:
     """Table 1: the paper and ours side by side, then our additions, then what any seed has to beat.
 
     results, pseudo: of `load_results`. trivial: of `bnrcam.evaluate.evaluate_trivial`, percent."""
@@ -40,7 +40,7 @@ def seed_table(results: pd.DataFrame, pseudo: pd.DataFrame,
     rows = [_seed_row(method + step, paper, scores.get(variant, pd.Series()).dropna(),
                       paired_difference(scores, variant))
             for step, scores in steps.items()
-            for method, variant in (('TransCAM', 'baseline'), ('Ours', 'noise1'))]
+            for method, variant in (('TransCAM', 'baseline'), ('Ours', ours))]
     rows += [_seed_row(f'no network: {name}', paper, [value], '')
              for name, value in trivial.items()]
     return pd.DataFrame(rows)
@@ -126,8 +126,8 @@ def _val_column(group: pd.DataFrame, classes: list[str], variant: str) -> list[s
             mean_spread([scores['miou'] for scores in group['crf']])]
 
 
-def _difference_column(results: pd.DataFrame, classes: list[str]) -> list[str]:
-    def difference(score): return paired_difference(by_seed(results, score), 'noise1')
+def _difference_column(results: pd.DataFrame, classes: list[str], ours: str) -> list[str]:
+    def difference(score): return paired_difference(by_seed(results, score), ours)
     by_class = [difference(lambda run: run['crf']['iou'][name]) for name in classes]
     # a reason for an empty cell stands once, with the mean
     return [text if INTERVAL.match(text) else '' for text in by_class] + [
@@ -140,7 +140,7 @@ def _test_column(group: pd.DataFrame, test_scores: pd.DataFrame, classes: list[s
 
 # %% ../../nbs/study/07_tables.ipynb #b4c5d6e7
 def class_table(results: pd.DataFrame, test_scores: pd.DataFrame | None, profile: str,
-                benchmark: str | None) -> pd.DataFrame:
+                benchmark: str | None, ours: str = 'noise1') -> pd.DataFrame:
     """Table 2: IoU by class and their mean, after the CRF, in percent. The paper's columns stand
     first where the classes are VOC's, then ours, by variant.
 
@@ -150,12 +150,12 @@ def class_table(results: pd.DataFrame, test_scores: pd.DataFrame | None, profile
     classes, scored = list(results.iloc[0]['crf']['iou']), results.iloc[0]['crf']['scored']
     here, split = f'here, {data_name(profile, benchmark)}', results.iloc[0]['split']
     groups = {name: results[results['variant'] == name]
-              for name in ('baseline', 'noise1', 'supervised')}
+              for name in ('baseline', ours, 'supervised')}
     titles = [name if name in scored else f'{name} (not scored)' for name in classes]
     columns = {'class': [*titles, 'mIoU'], **_published_columns(classes, test_scores is not None)}
     for variant, group in groups.items():
         columns[f'{here} {split}: {SEGMENT_NAMES[variant]}'] = _val_column(group, classes, variant)
-    columns[f'{here} {split}: ours, {DIFFERENCE}'] = _difference_column(results, classes)
+    columns[f'{here} {split}: ours, {DIFFERENCE}'] = _difference_column(results, classes, ours)
     for variant, group in groups.items() if test_scores is not None else ():
         columns[f'{here} test: {SEGMENT_NAMES[variant]}'] = [
             *_test_column(group, test_scores, classes),
@@ -191,8 +191,8 @@ def _share(group: pd.DataFrame, bound: pd.DataFrame, key: str) -> str:
                         for ours, best in zip(pairs[f'{key}_x'], pairs[f'{key}_y'])])
 
 # %% ../../nbs/study/07_tables.ipynb #f8091a2b
-def _our_rows(results, data, test_scores, profile) -> list[dict]:
-    variants = dict.fromkeys(['baseline', 'noise1', *results['variant'], 'supervised'])
+def _our_rows(results, data, test_scores, profile, ours) -> list[dict]:
+    variants = dict.fromkeys(['baseline', ours, *results['variant'], 'supervised'])
     return [row for variant in variants
             for row in _variant_rows(results, variant, data, test_scores, profile)]
 
@@ -223,7 +223,8 @@ COMPARISON = {3: 'VOC', 4: 'COCO'}
 
 def segmentation_table(n: int, results: pd.DataFrame, others: pd.DataFrame, profile: str,
                        benchmark: str | None,
-                       test_scores: pd.DataFrame | None = None) -> pd.DataFrame:
+                       test_scores: pd.DataFrame | None = None,
+                       ours: str = 'noise1') -> pd.DataFrame:
     """Table 3 (VOC) or 4 (COCO): the published rows, then ours with and without CRF, then those of
     other backbones.
 
@@ -236,7 +237,7 @@ def segmentation_table(n: int, results: pd.DataFrame, others: pd.DataFrame, prof
     splits = [split for split in ('val', 'test') if split in paper]
     paper[splits] = paper[splits].map('{:.1f}'.format)
     if benchmark in (None, COMPARISON[n]):
-        rows = _our_rows(results, data, test_scores, profile) + _other_rows(others, data)
+        rows = _our_rows(results, data, test_scores, profile, ours) + _other_rows(others, data)
     else:
         way = f'not run: `make reproduce PROFILE={COMPARISON[n].lower()}`'
         rows = [{'method': 'here', 'data': name, 'val': way}]
@@ -265,7 +266,8 @@ def table1(study: Study) -> tuple[pd.DataFrame, dict]:
     "Table 1 of a study, and its provenance."
     results, pseudo, images = study.results(), study.results('pseudo'), study.images('eval')
     dataset = study.settings['dataset']
-    frame = seed_table(results, pseudo, evaluate_trivial(images, dataset['scored']))
+    frame = seed_table(results, pseudo, evaluate_trivial(images, dataset['scored']),
+                       study.settings['ours'])
     return frame, provenance(
         results, pseudo, profile=study.name, random_seeds=study.random_seeds, split=dataset['eval'],
         data=images.fingerprint(), scored=results['scored'].iloc[0],
@@ -300,7 +302,8 @@ def _uploaded(test): return None if test is None else list(test['run'])
 def table2(study: Study) -> tuple[pd.DataFrame, dict]:
     "Table 2 of a study, and its provenance."
     results, test = networks(study), _test_scores(study)
-    frame = class_table(results, test, study.name, study.settings.get('benchmark'))
+    frame = class_table(results, test, study.name, study.settings.get('benchmark'),
+                        study.settings['ours'])
     return frame, _provenance(study, results, test_scores=_uploaded(test))
 
 
@@ -319,7 +322,8 @@ TABLES = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4
 
 def _comparison(n, study, test):
     backbones, benchmark = study.settings.get('timm_backbones') or [], study.settings.get('benchmark')
-    results, others = networks(study), load_timm_backbones(study.reports, study.label_seeds, backbones)
-    frame = segmentation_table(n, results, others, study.name, benchmark, test)
+    results, ours = networks(study), study.settings['ours']
+    others = load_timm_backbones(study.reports, study.label_seeds, backbones, ours)
+    frame = segmentation_table(n, results, others, study.name, benchmark, test, ours)
     return frame, _provenance(study, results, others, other_backbones=backbones,
                               test_scores=_uploaded(test))
