@@ -4,6 +4,8 @@ DATA    ?= data/$(PROFILE:scratch=mini)
 LAUNCH  ?=
 SOURCES ?=
 RUN     ?=
+PHOTOS  ?=
+LABELS  ?=
 PYTHON  ?= python3
 VENV    ?= .venv
 # stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
@@ -31,6 +33,7 @@ $(if $(filter api bench readme,$(PROFILE)),\
 $(foreach name,SOURCES RUN $(if $(filter file,$(origin DATA)),,DATA),$(if $(call fits,$(name),[[:alnum:]_./~+@=:-]*),,\
   $(error $(name)='$(value $(name))': give a path of letters, digits and _ . / ~ + @ = : - only)))
 
+export PHOTOS LABELS
 export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONHASHSEED := 0
 
@@ -43,7 +46,7 @@ BENCH  := $(patsubst %,reports/bench/%.ipynb,network pseudo_labels roofline note
 # PUBLIC: a profile whose data `make data` fetches; SOURCES: a JSON file with other addresses, sizes and hashes
 # (bnrcam.datasets.download.read_sources), for a mirror or a smaller set
 PUBLIC := $(filter voc coco,$(PROFILE))
-SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)
+SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)$(if $(PHOTOS),$(DATA)/ImageSets)
 comma  := ,
 UPPER  := $(patsubst coco,COCO,$(PUBLIC:voc=VOC))
 OTHERS := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_FILES)$(comma) None)
@@ -77,7 +80,9 @@ ifneq ($(ASKS),)
 $(if $(DRY),,$(eval -include $(READY)))
 WRITE  := $(BIN)/python -m bnrcam.study.graph $(YAML) $(DATA)
 ifneq ($(wildcard $(READY)),)
-$(if $(SCENES),$(if $(DRY),,$(shell $(MAKE) -s VENV=$(VENV) PYTHON=$(PYTHON) -o $(READY) $(SCENES) >&2)))
+quoted = '$(subst ','\'',$(subst $$,$$$$,$(value $(1))))'
+$(if $(SCENES),$(if $(DRY),,$(shell $(MAKE) -s VENV=$(VENV) PYTHON=$(PYTHON) PROFILE=$(PROFILE) DATA=$(DATA) \
+  PHOTOS=$(call quoted,PHOTOS) LABELS=$(call quoted,LABELS) -o $(READY) $(SCENES) >&2)))
 GRAPH  := $(shell $(WRITE) $(if $(and $(MAKES),$(if $(DRY),,yes)),$(OUT)/.graph.mk,$$(mktemp) dry))
 -include $(GRAPH)
 $(shell rm -f $(filter-out $(OUT)/%,$(GRAPH)))
@@ -164,8 +169,12 @@ $(READY): settings.ini setup.py constraints.txt
 	$(PIP) -e '.[study,dev]'
 	@touch $@
 
-$(DATA)/ImageSets:
-	@echo '$(DATA): no data there yet; make data PROFILE=$(PROFILE) fetches it'; exit 1
+# of photographs with a table of labels, PHOTOS and LABELS, if these are given
+$(DATA)/ImageSets: | $(READY)
+	@$(if $(PHOTOS),$(BIN)/python -c "$(SHORT) import os; from bnrcam.datasets.folder import folder_from_table; \
+	  from bnrcam.study.profile import read_profile; \
+	  folder_from_table(os.environ['LABELS'], os.environ['PHOTOS'], '$(DATA)', read_profile('$(YAML)')['dataset']['classes'])" \
+	  ,echo '$(DATA): no data there yet; make data PROFILE=$(PROFILE) fetches it'; exit 1)
 
 data/weights/conformer%.pth: | $(READY)
 	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets.download import CONFORMER_S, fetch; fetch(CONFORMER_S, '$(@D)')"
@@ -195,7 +204,7 @@ define papermill
 	@$(GUARD) end $@
 endef
 
-$(filter-out %/index.ipynb,$(PRODUCTS)): | $(READY) $(if $(PUBLIC),$(DATA)/ImageSets) $(WEIGHTS)
+$(filter-out %/index.ipynb,$(PRODUCTS)): | $(READY) $(if $(PUBLIC)$(PHOTOS),$(DATA)/ImageSets) $(WEIGHTS)
 	$(call papermill)
 $(OUT)/index.ipynb:
 	@$(WRITE) $(GRAPH) > /dev/null

@@ -68,9 +68,10 @@ def run_settings(run: Path) -> dict:
         return {'task': 'segment', 'classes': job['dataset']['classes'], 'backbone': job['backbone'], 'options': own,
                 'scales': job['segment']['scales']}
     job = job_settings(report, 'cams')
-    scores = json.loads(read_text(report / 'cams.json'))
+    best = json.loads(read_text(report / 'cams.json')).get('best_threshold')  # none without masks: then the profile's
+    background = job_settings(report, 'pseudo')['pseudo']['background'] if best is None else best
     return {'task': 'cams', 'classes': job['dataset']['classes'], 'model': job['model'], 'scales': job['inference']['scales'],
-            'background': scores['best_threshold']}
+            'background': background}
 
 
 def read_model(path: Path) -> tuple[dict, dict, dict]:

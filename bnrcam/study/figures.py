@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['VARIANT_NAMES', 'SEGMENT_NAMES', 'BENCHMARKS', 'PAPER_YEAR', 'BEYOND', 'STYLES', 'save_figure', 'write_figure',
            'compared', 'literal', 'overlay', 'picture_rows', 'class_legend', 'cam_figure', 'first_label', 'mask_figure',
-           'label_figure', 'method_figure', 'forward_one', 'prediction_figure', 'move_apart', 'published',
-           'years_figure', 'curves', 'curve_figure', 'collapse_figure', 'received_attention', 'attention_figure']
+           'label_figure', 'overlay_figure', 'level_figure', 'method_figure', 'forward_one', 'prediction_figure',
+           'move_apart', 'published', 'years_figure', 'curves', 'curve_figure', 'collapse_figure', 'received_attention',
+           'attention_figure']
 
 # %% ../../nbs/study/05_figures.ipynb #a6c5dda3
 from collections.abc import Sequence
@@ -93,14 +94,15 @@ def class_legend(figure: Figure, masks: Sequence[np.ndarray], classes: Sequence[
 
 
 def cam_figure(dataset: VOCFolder, names: Sequence[str], stores: dict[str, str | Path]) -> Figure:
-    "Figure 1: image, true mask, and for each CAM store the score of the image's first label as heat."
-    images, truth = _images(dataset, names), [dataset.mask(name) for name in names]
-    columns = {'image': images, 'truth': [voc_palette()[mask] for mask in truth]}
+    """Figure 1: image, true mask, and for each CAM store the score of the image's first label as heat. No truth if
+    `dataset` has no masks."""
+    images, truth = _images(dataset, names), [dataset.mask(name) for name in names if dataset.masks]
+    columns = {'image': images, **({'truth': [voc_palette()[mask] for mask in truth]} if truth else {})}
     for title, store in stores.items():
         scores = [seed_scores(read_cams(Path(store, f'{name}.safetensors')))[0] for name in names]
         columns[title] = [overlay(image, score) for image, score in zip(images, scores)]
     figure = picture_rows(columns, [first_label(dataset, name) for name in names])
-    class_legend(figure, truth, dataset.classes)
+    if truth: class_legend(figure, truth, dataset.classes)
     return figure
 
 
@@ -122,9 +124,29 @@ def mask_figure(dataset: VOCFolder, names: Sequence[str], columns: dict[str, Seq
 
 
 def label_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, str | Path]) -> Figure:
-    "Image, the label maps of each folder (FOLDER/NAME.png) in VOC colours, and the true mask."
-    return mask_figure(dataset, names, {**_label_maps(dataset, names, folders), 'truth': [*map(dataset.mask, names)]})
+    "Image, the label maps of each folder (FOLDER/NAME.png) in VOC colours, and the true mask where `dataset` has masks."
+    truth = {'truth': [*map(dataset.mask, names)]} if dataset.masks else {}
+    return mask_figure(dataset, names, {**_label_maps(dataset, names, folders), **truth})
 
+
+def overlay_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, str | Path]) -> Figure:
+    "Images, and the label maps of each folder (FOLDER/NAME.png) in VOC colours over them, the background as it is."
+    maps, images = _label_maps(dataset, names, folders), _images(dataset, names)
+    over = {title: [np.where(mask[..., None] > 0, image // 2 + voc_palette()[mask] // 2, image)
+                    for image, mask in zip(images, masks)] for title, masks in maps.items()}
+    figure = picture_rows({'image': images, **over}, [first_label(dataset, name) for name in names])
+    class_legend(figure, [mask for masks in maps.values() for mask in masks], dataset.classes)
+    return figure
+
+
+def level_figure(dataset: VOCFolder, names: Sequence[str], store: str | Path, levels: Sequence[float]) -> Figure:
+    "Images, and what of them lies above each threshold of the CAM store's top score, the rest white."
+    images, columns = _images(dataset, names), {}
+    scores = [seed_scores(read_cams(Path(store, f'{name}.safetensors'))).max(0) for name in names]
+    for level in levels:
+        columns[f'above {level}'] = [np.where(score[..., None] > np.float32(level), image, 255)
+                                     for image, score in zip(images, scores)]
+    return picture_rows({'image': images, **columns}, [first_label(dataset, name) for name in names])
 
 def _label_maps(dataset, names, folders):
     return {title: [read_mask(Path(folder, f'{name}.png'), 1 + len(dataset.classes)) for name in names]

@@ -107,7 +107,7 @@ def pseudo_labels(profile: dict) -> Iterator[Step]:
 def segmentations(profile: dict) -> Iterator[Step]:
     "Networks that learn pseudo-labels, those that learn true masks, and those on other backbones."
     labels, first = label_runs(profile), profile['label_seeds'][0]
-    bounds = [('supervised', seed) for seed in profile['label_seeds'] if labels]
+    bounds = [('supervised', seed) for seed in profile['label_seeds'] if labels and profile['dataset']['masks']]
     backbones = [(profile['ours'], first, name) for name in profile['timm_backbones'] if labels]
     for variant, seed, name in [*((*run, 'resnet38') for run in labels + bounds), *backbones]:
         run, other = f'{variant}-s{seed}', name != 'resnet38'
@@ -218,11 +218,13 @@ def result_steps(profile: dict) -> dict[str, list[str]]:
 
 
 def results(profile: dict, folder: Path) -> Iterator[Step]:
-    "The tables and figures for which the profile has runs, in the order of the page."
+    """The tables and figures for which the profile has runs, in the order of the page; those that need no truth where
+    there are no masks, all others where there are."""
     kinds, found = result_steps(profile), []
     for path in folder.glob('*.ipynb'):
         says = json.loads(read_text(path))['metadata'].get('bnrcam')
-        if says and all(kinds[kind] for kind in says['needs']):
+        truth = says.get('truth', True) if says else None
+        if truth == profile['dataset']['masks'] and all(kinds[kind] for kind in says['needs']):
             needs = [name for kind in [*says['needs'], *says.get('uses', [])] for name in kinds[kind]]
             found.append((says['order'], Step(path.stem, path.stem, {}, [*dict.fromkeys(needs)])))
     yield from (step for _, step in sorted(found, key=lambda item: item[0]))

@@ -201,10 +201,10 @@ def place(path: Path) -> tuple:
 STAGES = ('pretrain', 'train', 'cams', 'pseudo', 'segment')
 
 
-def write_index(folder: str | Path, profile: str, about: str) -> Path:
+def write_index(folder: str | Path, profile: str, about: str, masks: bool = True) -> Path:
     """Write `folder/index.html` and the HTML pages of all executed notebooks. Shows every table and
     figure whose notebook is there, in the order of `place`; DataError if there is none, or if one
-    lacks a file."""
+    lacks a file. masks: whether the study has true masks; the page says what is left out without."""
     folder, page = Path(folder), Path(folder, 'index.html')
     notebooks = [path for path in executed(folder) if path != folder / 'index.ipynb']
     made = sorted((path for path in notebooks if path.parent == folder), key=place)
@@ -218,7 +218,7 @@ def write_index(folder: str | Path, profile: str, about: str) -> Path:
         notebook_page(path, '../index.html')
         runs.setdefault(path.parent.name, {})[path.stem] = path.with_suffix('.json').is_file()
     write_text(page, TEMPLATES.get_template('index.html.j2').render(
-        profile=profile, about=about, items=items, runs=runs))
+        profile=profile, about=about, items=items, runs=runs, masks=masks))
     return page
 
 

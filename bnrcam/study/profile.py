@@ -99,6 +99,7 @@ class Dataset(Section):
     val: Name
     test: Name | None = None
     scored: Annotated[list[Label], Field(min_length=1), AfterValidator(different)] | None = None
+    masks: bool = True  # whether there are true masks, without which nothing is scored
 
     @model_validator(mode='after')
     def known(self):

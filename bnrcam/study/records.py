@@ -151,7 +151,8 @@ class Study:
     def images(self, split: str) -> VOCFolder:
         "The images of a split that the profile names: 'train', 'eval' or 'val'."
         dataset = self.settings['dataset']
-        return VOCFolder(self.data, dataset[split], dataset['classes'], masks=split != 'train')
+        return VOCFolder(self.data, dataset[split], dataset['classes'], 
+                         masks=split != 'train' and dataset.get('masks', True))
 
     def of(self, variants: Sequence[str], random_seeds: Sequence[int]) -> list[str]:
         "Names of the runs of `variants`, with every seed."

@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['DIFFERENCE', 'PSEUDO', 'NOISE_COLUMNS', 'SHARE', 'COMPARISON', 'TABLES', 'seed_table', 'noise_table', 'server_score',
-           'class_table', 'data_name', 'segmentation_table', 'write_table', 'table1', 'table5', 'table2', 'table3',
-           'table4']
+           'class_table', 'data_name', 'segmentation_table', 'coverage_table', 'write_table', 'table1', 'table5',
+           'table2', 'table3', 'table4', 'coverage']
 
 # %% ../../nbs/study/07_tables.ipynb #dae18c09
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ..data import DataError
+from ..data import DataError, VOCFolder, read_mask
 from ..evaluate import evaluate_trivial
 from ..losses import VARIANTS
 from ..paper import VOC_LABELS, table
 from .figures import BENCHMARKS, SEGMENT_NAMES
-from .records import Study, load_timm_backbones, networks, provenance, write_result, write_text
+from .records import (Study, load_results, load_timm_backbones, networks, provenance,
+                                  write_result, write_text)
 from .statistics import INTERVAL, by_seed, embolden, mean_spread, paired_difference
 from .submit import read_scores
 
@@ -247,6 +249,20 @@ def segmentation_table(n: int, results: pd.DataFrame, others: pd.DataFrame, prof
     return both.reindex(columns=columns, fill_value='').fillna('')
 
 # %% ../../nbs/study/07_tables.ipynb #091a2b3c
+def coverage_table(dataset: VOCFolder, folder: str | Path) -> pd.DataFrame:
+    """How the label maps `folder`/NAME.png cover the images of `dataset`, a row a class: images with that label, images
+    whose map has it, and its share of their pixels."""
+    num_labels, rows = 1 + len(dataset.classes), []
+    masks = [read_mask(Path(folder, f'{name}.png'), num_labels) for name in dataset.names]
+    counts = np.array([np.bincount(mask[mask < num_labels], minlength=num_labels) / mask.size for mask in masks])
+    for k, name in enumerate(dataset.classes):
+        shares = counts[:, 1 + k]
+        rows.append({'class': name, 'images with the label': int(dataset.labels[:, k].sum()),
+                     'images whose mask has it': int((shares > 0).sum()),
+                     'share of their pixels (%)': f'{100 * shares[shares > 0].mean():.1f}' if shares.any() else ''})
+    return pd.DataFrame(rows)
+
+
 def write_table(frame: pd.DataFrame, folder: str | Path, name: str, caption: str,
                 record: dict) -> None:
     """Write `folder/NAME.csv`, `.md`, `.tex` and, as `.json`, its record (`write_result`).
@@ -317,7 +333,17 @@ def table4(study: Study) -> tuple[pd.DataFrame, dict]:
     return _comparison(4, study, None)
 
 
-TABLES = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4, 'table5': table5}
+def coverage(study: Study) -> tuple[pd.DataFrame, dict]:
+    "`coverage_table` of the last variant's network, and its provenance."
+    images, run = study.images('val'), f'{study.labels[-1]}-s{study.label_seeds[0]}'
+    return coverage_table(images, study.runs / run / 'segment/crf'), provenance(
+        load_results(study.reports, [run], 'segment'), profile=study.name,
+        random_seeds=study.label_seeds[:1], split=study.settings['dataset']['val'],
+        data=images.fingerprint())
+
+
+TABLES = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4,
+          'table5': table5, 'coverage': coverage}
 
 
 def _comparison(n, study, test):

@@ -61,7 +61,7 @@ def read_study(profile: str | Path, data: str | Path, base: str | Path = '.') ->
 def check_scores(path: Path) -> str | None:
     "Are a result's scores those of its own confusion matrices? What differs first, or None."
     result = read_json(path)
-    if 'thresholds' not in result:
+    if 'thresholds' not in result:  # of label maps, or without masks
         again = {key: _scores(value) for key, value in _label_maps(result).items()}
         return first_difference(result, again)
     best = int(np.argmax(result['miou']))
@@ -100,6 +100,8 @@ def check_pixels(study: Study, file: str) -> str | None:
     again = study.images(split).fingerprint()
     if found := first_difference(result['provenance']['data'], again, 'the data fingerprint'):
         return found
+    if not study.settings['dataset']['masks']:
+        return None  # no truth, no scores
     images = study.images('eval' if path.stem == 'pseudo' else split)
     if path.stem == 'cams':
         return first_difference(result, evaluate_seeds(images, folder / 'cams', scored))
@@ -202,6 +204,7 @@ def result_files(study: Study) -> list[str]:
 def table_names(study: Study) -> list[str]:
     "The tables of a study: those that its profile asks for, and others that have a record."
     wanted = {'table1', 'table5'} | ({'table2', 'table3', 'table4'} if study.labels else set())
+    wanted = wanted if study.settings['dataset']['masks'] else set()
     return sorted(wanted | {name for name, record in study.shown().items()
                             if f'{name}.csv' in record.get('products', {})})
 
