@@ -43,6 +43,7 @@ YAML   := nbs/profiles/$(PROFILE).yaml
 OUT    := reports/$(PROFILE)
 MODELS := data/runs/$(PROFILE)
 BENCH  := $(patsubst %,reports/bench/%.ipynb,network pseudo_labels roofline notebooks)
+TRIED  := reports/bench/supported.ipynb
 # PUBLIC: a profile whose data `make data` fetches; SOURCES: a JSON file with other addresses, sizes and hashes
 # (bnrcam.datasets.download.read_sources), for a mirror or a smaller set
 PUBLIC := $(filter voc coco,$(PROFILE))
@@ -94,7 +95,7 @@ no_graph: $(if $(DRY),$(READY))
 endif
 endif
 
-.PHONY: help reproduce verify plan test export lab docs data voc coco notebooks bench readme start clean again no_graph $(BENCH)
+.PHONY: help reproduce verify plan test export lab docs data voc coco notebooks bench supported readme start clean again no_graph $(BENCH) $(TRIED)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|scratch|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -146,6 +147,9 @@ README.md: nbs/index.ipynb | $(READY)
 
 bench: $(BENCH)  ## time and memory of every stage against the textbook's forms, on DATA, and the machine's limit (25 minutes)
 	@echo "Done. Open $(BENCH); the numbers are in the .json files beside them"
+
+supported: $(TRIED)  ## which networks of timm can be CAM networks: each file's smallest is tried (5 minutes)
+	@cp $(<:.ipynb=.csv) $(<:.ipynb=.md) $(<:.ipynb=.json) reports/readme/
 
 readme: reproduce  ## after a run of mini: its Tables 2 and 5, Figures 1, 3 and 4, and the last bench, into the README
 	mkdir -p reports/readme
@@ -215,7 +219,9 @@ $(OUT)/index.ipynb:
 $(OUT)/%.yaml: ;
 
 # no part of a study: it takes no profile, and runs whenever it is asked for
-$(BENCH): LOCKS := reports/.bench.lock
+$(BENCH) $(TRIED): LOCKS := reports/.bench.lock
+$(TRIED): reports/%.ipynb: nbs/%.ipynb | $(READY)
+	$(call papermill)
 $(BENCH): reports/%.ipynb: nbs/%.ipynb $(if $(filter data/mini,$(DATA)),data/mini/scenes.json) | $(READY)
 	$(call papermill,-p root $(DATA))
 # one after the other: each wants the machine to itself
