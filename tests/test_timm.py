@@ -362,6 +362,7 @@ def stretched(maps):
 
 
 def test_torchcam(plain, images):
+    "torch-cam, of the extra `dev`."
     torchcam = pytest.importorskip('torchcam.methods')
     ours = class_activation(plain, plain.forward_features(images), 2)
     for extractor, maps in ((torchcam.CAM(plain, 'last_map', fc_layer='conv_cls_head'), ours),
@@ -372,6 +373,7 @@ def test_torchcam(plain, images):
 
 
 def test_pytorch_grad_cam(plain, images):
+    "Where a person has installed grad-cam: it needs OpenCV and scikit-learn, 70 MB."
     gradcam = pytest.importorskip('pytorch_grad_cam')
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     with gradcam.GradCAM(plain, [plain.last_map]) as extractor:
