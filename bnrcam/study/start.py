@@ -73,17 +73,20 @@ RECIPES = {
                         'seed': 0}}
 
 
-def start_classifier(folder: Path, model: dict, length: int, lr: float, weight_decay: float, seed: int, **kwargs) -> nn.Module:
-    "A Conformer trained from scratch on `length` scenes an epoch, queries and keys held; kwargs of `fit`."
+def start_classifier(folder: Path, model: dict, length: int, lr: float, weight_decay: float, seed: int, held: bool = True,
+                     **kwargs) -> nn.Module:
+    """A Conformer trained from scratch on `length` scenes an epoch, queries and keys equal, and held unless `held` is
+    False; kwargs of `fit`."""
     torch.manual_seed(seed)
     net = create_classifier(model, 1 + len(SCENE_CLASSES))
-    held = hold_query_key(net)
-    others = [parameter for parameter in net.parameters() if all(parameter is not weight for weight in held)]
-    optimizer = torch.optim.AdamW([{'params': others}, {'params': held, 'weight_decay': 0}], lr=lr,
+    tie_query_key(net)
+    kept = hold_query_key(net) if held else []
+    others = [parameter for parameter in net.parameters() if all(parameter is not weight for weight in kept)]
+    optimizer = torch.optim.AdamW([{'params': others}, {'params': kept, 'weight_decay': 0}], lr=lr,
                                   weight_decay=weight_decay, fused=True)
     loss = lambda net, batch: bnr_loss(net(batch['image']), batch['labels'], VARIANTS['baseline'])
     fit(net, SceneStream(length, train_transform(**CROP)), loss, optimizer, folder, seed=seed, schedule=warmup_cosine,
-        run={'held': 'queries and keys'}, **kwargs)
+        run={'held': 'queries and keys' if held else 'nothing'}, **kwargs)
     return net
 
 
