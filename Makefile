@@ -44,13 +44,9 @@ OUT    := reports/$(PROFILE)
 MODELS := data/runs/$(PROFILE)
 BENCH  := $(patsubst %,reports/bench/%.ipynb,network pseudo_labels roofline notebooks)
 TRIED  := reports/bench/supported.ipynb
-# PUBLIC: a profile whose data `make data` fetches; SOURCES: a JSON file with other addresses, sizes and hashes
-# (bnrcam.datasets.download.read_sources), for a mirror or a smaller set
-PUBLIC := $(filter voc coco,$(PROFILE))
+# SOURCES: a JSON file with other addresses, sizes and hashes (bnrcam.datasets.download.read_sources), for a mirror or a
+# smaller set of the data that `make data` fetches; which, FETCHED, the profile says
 SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)$(if $(PHOTOS),$(DATA)/ImageSets)
-comma  := ,
-UPPER  := $(patsubst coco,COCO,$(PUBLIC:voc=VOC))
-OTHERS := $(if $(SOURCES),$(comma) read_sources('$(SOURCES)'$(comma) $(UPPER)_FILES)$(comma) None)
 # errors in one line, without the traceback
 SHORT  := import sys; sys.excepthook = lambda kind, error, _: print(f'{kind.__name__}: {error}', file=sys.stderr);
 
@@ -95,7 +91,7 @@ no_graph: $(if $(DRY),$(READY))
 endif
 endif
 
-.PHONY: help reproduce verify plan test export lab docs data voc coco notebooks bench supported readme start clean again no_graph $(BENCH) $(TRIED)
+.PHONY: help reproduce verify plan test export lab docs data fetched notebooks bench supported readme start clean again no_graph $(BENCH) $(TRIED)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|scratch|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -123,7 +119,7 @@ docs: $(READY)  ## pages of all modules and functions, from their docstrings: re
 	@$(BIN)/pdoc bnrcam '!bnrcam._modidx' --no-show-source --template-directory nbs/api --output-directory reports/api
 	@echo 'Done. Open reports/api/index.html'
 
-data: $(READY) $(SCENES) $(PUBLIC) $(WEIGHTS)  ## make the embedded dataset; PROFILE=voc or coco: fetch that into DATA, and weights
+data: $(READY) $(SCENES) $(if $(FETCHED),fetched) $(WEIGHTS)  ## make the embedded dataset; of another profile: fetch what it names into DATA, and weights
 
 start: $(READY)  ## train the start weights in data/start again: about an hour on two cores
 	@echo 'Trains on 48,000 and 32,000 generated scenes, one core each; a stopped training goes on. Results: data/start'
@@ -132,8 +128,8 @@ start: $(READY)  ## train the start weights in data/start again: about an hour o
 %.start: | $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -c "$(SHORT) from bnrcam.study.start import make_start; make_start('$*')"
 
-voc coco: $(READY)
-	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets.$@ import *; from bnrcam.datasets.download import *; prepare_$@('$(DATA)'$(OTHERS))"
+fetched: $(READY)
+	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets.registry import prepare; prepare('$(FETCHED)', '$(DATA)', '$(SOURCES)')"
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
 	$(BIN)/nbdev_export
@@ -208,7 +204,7 @@ define papermill
 	@$(GUARD) end $@
 endef
 
-$(filter-out %/index.ipynb,$(PRODUCTS)): | $(READY) $(if $(PUBLIC)$(PHOTOS),$(DATA)/ImageSets) $(WEIGHTS)
+$(filter-out %/index.ipynb,$(PRODUCTS)): | $(READY) $(if $(FETCHED)$(PHOTOS),$(DATA)/ImageSets) $(WEIGHTS)
 	$(call papermill)
 $(OUT)/index.ipynb:
 	@$(WRITE) $(GRAPH) > /dev/null

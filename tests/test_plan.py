@@ -146,5 +146,5 @@ def test_notes_hours_and_columns(scenes, monkeypatch):
     assert row.hours == 2 * 24 and row.disk == 2 * (24 * 3 + 5) and row.kind == 'weights'
     assert list(plan.readable(table)) == ['stage', 'runs', 'images a run', 's an image', 'hours', 'memory GB', 'on',
                                           'disk GB', 'note']
-    totals = plan.totals(table, {**TINY, 'benchmark': 'VOC'}, scenes)
+    totals = plan.totals(table, {**TINY, 'fetched': 'voc'}, scenes)
     assert totals['disk, still to download'] == '3.419 GB' and totals['memory, CPU'] == '2 bytes'

@@ -1,4 +1,4 @@
-"""What a stranger adds in one place stands everywhere: a form of the loss, a figure."""
+"""What a stranger adds in one place stands everywhere: a form of the loss, a data set, a figure."""
 import json
 import shutil
 import subprocess
@@ -8,7 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from bnrcam.study.graph import jobs
+from bnrcam.data import DataError
+from bnrcam.datasets.registry import FETCHED, Fetched, prepare
+from bnrcam.scenes import write_scenes
+from bnrcam.study.graph import jobs, write_graph
 from bnrcam.study.page import write_index
 from bnrcam.study.profile import read_profile
 from bnrcam.study.records import write_json
@@ -77,6 +80,19 @@ def test_a_loss_is_one_entry_and_a_name_in_the_profile(project):
     assert backbone == ['half-s0/pseudo'] and 'noise1-s0/pseudo' in found['jobs']
     assert found['jobs']['half-s0/cams'] == ['half-s0/train']
     assert all('half-s0/cams' in found['jobs'][name] for name in ('table5', 'figure4'))
+
+
+def test_a_data_set_is_one_entry_and_a_name_in_the_profile(project, monkeypatch):
+    made = []
+    monkeypatch.setitem(FETCHED, 'flowers', Fetched({}, lambda folder: made.append(folder)))
+    (project / 'nbs/profiles/tiny.yaml').write_text(f'{TINY}fetched: flowers\n')
+    write_scenes('scenes', sizes={'train': 2, 'val': 2})
+    write_graph('nbs/profiles/tiny.yaml', 'scenes', 'graph.mk', dry=True)
+    assert 'FETCHED := flowers' in (project / 'graph.mk').read_text().splitlines()
+    prepare('flowers', 'here')
+    assert made == ['here']
+    with pytest.raises(DataError, match="there is no 'trees', but voc, coco, flowers"):
+        prepare('trees', 'here')
 
 
 FIGURE = '''

@@ -355,7 +355,8 @@ def write_graph(path: str, root: str, makefile: str, dry: bool) -> None:
             replace(Path(place), content)
         contents.save()
         redate(*texts, *{str(file) for job in found.values() for file in (job.notebook, *job.code)})
-    replace(Path(makefile), '\n'.join(rules(found, out, [*again, *stale_products(out)])) + '\n')
+    lines = [f"FETCHED := {profile['fetched'] or ''}", *rules(found, out, [*again, *stale_products(out)])]
+    replace(Path(makefile), '\n'.join(lines) + '\n')
 
 
 def main(path: str, root: str, makefile: str, *dry: str) -> None:

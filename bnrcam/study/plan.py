@@ -41,7 +41,8 @@ from ..affinity import (CELL, AffinityData, AffinityNet, Propagated, crf_seed, p
                              walk_by_affinity, walk_by_attention)
 from ..crf import write_result
 from ..data import VOCFolder, read_image, read_labels, read_split, write_mask
-from ..datasets.download import COCO_FILES, VOC_FILES, gigabytes, needed_space
+from ..datasets.download import gigabytes, needed_space
+from ..datasets.registry import FETCHED
 from ..evaluate import evaluate_labels, evaluate_seeds
 from ..engine.launch import processes, progress_bar
 from ..models import create_classifier
@@ -620,7 +621,7 @@ def busy() -> str:
 def totals(table: pd.DataFrame, profile: dict, root: str | Path) -> dict[str, str]:
     "Sums of `estimate` in words: time on this device, memory, and disk by kind."
     hours, missing = table.hours.sum(), int(table.hours.isna().sum())
-    files = {'VOC': VOC_FILES, 'COCO': COCO_FILES}.get(profile.get('benchmark'), {})
+    files = FETCHED[profile['fetched']].files if profile['fetched'] in FETCHED else {}
     need, disk = needed_space(files, root), table.groupby('kind').disk.sum()
     memory = table.groupby('device').memory.max()
     least = f', without {missing} stages that do not fit into memory' if missing else ''

@@ -204,6 +204,7 @@ class Profile(Section):
     timm_backbones: Annotated[list[Name], AfterValidator(different)] = []
     timm_options: dict[Name, dict[Word, str | bool | int | float | None]] = {}
     benchmark: Literal['VOC', 'COCO'] | None = None
+    fetched: Word | None = None
     sweep: Annotated[list[Rate], AfterValidator(different)] = []
     root: File
     weights: File | None = None
