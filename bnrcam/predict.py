@@ -26,7 +26,7 @@ from .cams import Views, cams_of_batch, refiner
 from .crf import crf_labels
 from .data import DataError, as_image, disk_errors, open_picture, orientation, read_image, write_mask
 from .engine.checkpoints import load_tensors, save_tensors
-from .engine.files import read_text
+from .engine.files import read_text, replacing
 from .engine.launch import float32_products, processes, progress_bar
 from .engine.provenance import brief
 from .models import create_classifier
@@ -166,7 +166,8 @@ def predict_file(model: Model, path: Path, labels: Sequence[str] | None, out: Pa
     with open_picture(path) as stored: turned = orientation(stored) != 1
     mask = predict(model, image, labels)
     write_mask(out / f'{path.stem}.png', mask, voc_palette())
-    with disk_errors(out): painted(image, mask).save(out / f'{path.stem}_overlay.jpg', quality=90)
+    with disk_errors(out), replacing(out / f'{path.stem}_overlay.jpg') as partial:
+        painted(image, mask).save(partial, 'JPEG', quality=90)
     shares = ', '.join(f'{name} {share:.1f} %' for name, share in class_shares(mask, model.classes).items())
     return f"{path}: {shares or 'background alone'}{' (turned upright)' if turned else ''}"
 
