@@ -353,7 +353,7 @@ def test_stage_with_another_drop_path_rate(root, tmp_path):
 
 def test_stage_with_other_trunk_weights(root, tmp_path):
     "Under the same path: walks and maps are those of the new ones."
-    settings = {'dataset': {'train': 'train', 'eval': 'train', 'scored': None, 'classes': list(SCENE_CLASSES)},
+    settings = {'dataset': {'train': 'train', 'eval': 'train', 'scored': None, 'masks': True, 'classes': list(SCENE_CLASSES)},
                 'model': {'name': 'conformer_mini_patch16'}, 'inference': {'scales': [32, 64]},
                 'affinity': {'width': 1 / 32, 'frozen': False, 'weights': 'trunk.safetensors', 'crop': 64, 'padding_label': 255,
                              'epochs': 1, 'lr': .05, 'batch_size': 4}}
