@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from .cam import refine
 from .crf import crf_labels, reads
-from .data import (IGNORE, MEAN, STD, DataError, VOCFolder, as_image, as_mask, read_image, read_labels, read_mask,
+from .data import (IGNORE, MEAN, STD, DataError, VOCFolder, as_image, as_mask, image_size, read_image, read_labels, read_mask,
                          to_input)
 from .engine.launch import float32_products, global_mean, processes, progress_bar, shard
 from .resnet38 import ResNet38, parameter_groups
@@ -151,13 +151,11 @@ def read_seed(root: str | Path, classes: Sequence[str], store: str | Path, name:
 
     It takes folder and classes instead of a `VOCFolder`, because worker processes get them anew with every image."""
     path = Path(store, f'{name}.safetensors')
-    image, cams = read_image(Path(root, 'JPEGImages', f'{name}.jpg')), read_cams(path)
+    image = read_image(Path(root, 'JPEGImages', f'{name}.jpg'))
+    cams = read_cams(path, image.size[::-1])
     labels = read_labels(Path(root, 'Annotations', f'{name}.xml'), classes).nonzero().flatten()
     if not len(labels):
         raise DataError(f'{name}: the image has no foreground class: leave it out of the split')
-    if cams.size != image.size[::-1]:
-        raise DataError(f'{path}: the seeds are of {cams.size[1]}x{cams.size[0]} pixels, the image has '
-                        f'{image.size[0]}x{image.size[1]}: run the cams stage again')
     if cams.classes.tolist() != labels.tolist():
         raise DataError(f'{path}: the seeds are of classes {cams.classes.tolist()}, the labels of the image are '
                         f'{labels.tolist()}: run the cams stage again')
@@ -328,16 +326,20 @@ def write_propagated(path: Path, propagated: Propagated, provenance: str) -> Non
                  walk={'size': propagated.size, 'covers': propagated.covers}, provenance=provenance)
 
 # %% ../nbs/11_affinity.ipynb #f024abe7
-def read_propagated(path: Path) -> Propagated:
-    "What `infer_walks` stored; DataError if there is nothing."
+def read_propagated(path: Path, size: tuple[int, int]) -> Propagated:
+    "What `infer_walks` stored of an image of size (H, W); DataError if there is nothing, or that of another size."
     tensors, metadata = load_tensors(path)
     if not tensors:
         raise DataError(f'{path}: no propagated scores of this image, or damaged ones; run the walk again')
     try:
-        size, covers = (tuple(metadata['walk'][key]) for key in ('size', 'covers'))
-        return Propagated(tensors['classes'], size, covers, tensors['scores'])
-    except (KeyError, TypeError):
-        raise DataError(f'{path}: holds no propagated scores; remove it and run the walk again') from None
+        stored, covers = (tuple(metadata['walk'][key]) for key in ('size', 'covers'))
+        fits = stored == size and all(0 <= more - side < CELL for side, more in zip(size, covers, strict=True))
+        propagated = Propagated(tensors['classes'], stored, covers, tensors['scores'])
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise DataError(f'{path}: holds no propagated scores of {size[1]}x{size[0]} pixels; remove it and run the walk again')
+    return propagated
 
 
 def propagated_labels(propagated: Propagated, background: float = 0.42) -> np.ndarray:
@@ -358,17 +360,16 @@ def seen_image(image: Image.Image, covers: tuple[int, int]) -> np.ndarray:
 
 def label_files(root: str | Path, num_labels: int, folder: str | Path, background: float, crf: bool, name: str) -> list[Path]:
     "The files that `pseudo_label` reads."
-    photograph = [Path(root, 'JPEGImages', f'{name}.jpg')] if crf else []
-    return [Path(folder, f'{name}.safetensors'), *photograph]
+    return [Path(folder, f'{name}.safetensors'), Path(root, 'JPEGImages', f'{name}.jpg')]
 
 
 @reads(label_files)
 def pseudo_label(root: str | Path, num_labels: int, folder: str | Path, background: float, crf: bool,
                  name: str) -> np.ndarray:
     "Pseudo-label (H, W) uint8 of `name` from the propagated scores in `folder`; a function for `bnrcam.crf.map_images`."
-    propagated = read_propagated(Path(folder, f'{name}.safetensors'))
+    photograph = Path(root, 'JPEGImages', f'{name}.jpg')
+    propagated = read_propagated(Path(folder, f'{name}.safetensors'), image_size(photograph)[::-1])
     labels = propagated_labels(propagated, background)
     if crf:
-        image = seen_image(read_image(Path(root, 'JPEGImages', f'{name}.jpg')), propagated.covers)
-        labels = crf_labels(image, labels, num_labels)
+        labels = crf_labels(seen_image(read_image(photograph), propagated.covers), labels, num_labels)
     return labels[:propagated.size[0], :propagated.size[1]]

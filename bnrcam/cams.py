@@ -122,8 +122,10 @@ def write_cams(path: Path, cams: CAMs, provenance: str) -> None:
                         **{f'map_{i}': m for i, m in enumerate(half)}}, size=list(cams.size), provenance=provenance)
 
 
-def read_cams(path: Path) -> CAMs:
-    "What `write_cams` stored; DataError if there is none, or something else."
+def read_cams(path: Path, size: tuple[int, int] | None = None) -> CAMs:
+    """What `write_cams` stored; DataError if there is none, or something else.
+
+    size: (H, W) of the photograph, which the CAMs must be of: their file may say any, and scores take as much memory."""
     tensors, metadata = load_tensors(path)
     if not tensors:
         raise DataError(f'{path}: no CAMs of this image, or damaged ones; run the cams stage again')
@@ -138,6 +140,9 @@ def read_cams(path: Path) -> CAMs:
         whole = False
     if not whole:
         raise DataError(f'{path}: holds no CAMs as `write_cams` stores them; remove it and run the cams stage again')
+    if size and cams.size != tuple(size):
+        raise DataError(f'{path}: the seeds are of {cams.size[1]}x{cams.size[0]} pixels, the image has {size[1]}x{size[0]}: '
+                        'run the cams stage again')
     return cams
 
 

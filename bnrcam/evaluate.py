@@ -118,7 +118,8 @@ def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str]
     activations = np.zeros((count, 2))  # one row an image: added up in their order, whoever computed them
     for i in progress_bar(shard(range(count)), unit='image', desc='evaluate'):
         name = dataset.names[i]
-        cams, truth = read_cams(Path(folder, f'{name}.safetensors')), dataset.mask(name)
+        truth = dataset.mask(name)
+        cams = read_cams(Path(folder, f'{name}.safetensors'), truth.shape)
         scores = seed_scores(cams)
         histogram += score_histogram(truth, scores, cams.classes.numpy() + 1, len(names))
         activations[i] = activation_sums(truth, scores)

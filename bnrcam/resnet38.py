@@ -165,10 +165,10 @@ def read_params(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f'{path}: no MXNet .params file')
     arrays = [read_array(stream) for _ in range(*stream.ints('Q'))]
     names = [stream.take(*stream.ints('Q')).decode('ascii', 'replace') for _ in range(*stream.ints('Q'))]
-    if len(names) != len(arrays) or stream.at != len(stream.data):
+    if len({*names}) != len(arrays) or len(names) != len(arrays) or stream.at != len(stream.data):
         rest = len(stream.data) - stream.at
-        raise WeightsError(f'{path}: {len(arrays)} arrays, {len(names)} names, {rest} bytes left over: '
-                           'the file is damaged')
+        raise WeightsError(f'{path}: {len(arrays)} arrays, {len(names)} names, {len({*names})} of them different, {rest} bytes '
+                           'left over: the file is damaged')
     return {name.removeprefix('arg:').removeprefix('aux:'): value for name, value in zip(names, arrays)}
 
 # %% ../nbs/10_resnet38.ipynb #3d90f2f5

@@ -26,11 +26,16 @@ COCO_IDS = [number for number in range(1, 91) if number not in GAPS]
 @contextmanager
 def serve(folder, ranges=True, tags=True):
     """A server of the files in `folder`; yields an object with `url`, `log` of (path, start, bytes sent), and switches:
-    `patience` (bytes until it hangs up; None: never), `ranges`, `tags` (ETag), `status` (an error for all requests)."""
+    `patience` (bytes until it hangs up; None: never), `ranges`, `tags` (ETag), `status` (an error for all requests),
+    `lengths` (Content-Length), `redirects` (from paths to addresses)."""
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             if state.status:
                 return self.send_error(state.status)
+            if target := state.redirects.get(self.path):
+                self.send_response(302)
+                self.send_header('Location', target)
+                return self.end_headers()
             path = Path(folder, Path(self.path).name)
             if not path.is_file():
                 return self.send_error(404)
@@ -50,7 +55,8 @@ def serve(folder, ranges=True, tags=True):
                 self.send_response(200)
             if state.tags:
                 self.send_header('ETag', tag)
-            self.send_header('Content-Length', str(len(content) - start))
+            if state.lengths:
+                self.send_header('Content-Length', str(len(content) - start))
             self.end_headers()
             body = content[start:][:state.patience]
             state.log.append((path.name, start, len(body)))
@@ -62,7 +68,7 @@ def serve(folder, ranges=True, tags=True):
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     state = type('State', (), {})()
     state.url, state.log, state.patience, state.status = f'http://127.0.0.1:{server.server_port}', [], None, None
-    state.ranges, state.tags = ranges, tags
+    state.ranges, state.tags, state.lengths, state.redirects = ranges, tags, True, {}
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True)
     thread.start()
     try:

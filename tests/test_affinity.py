@@ -432,7 +432,7 @@ def test_walk_by_attention(scenes, stages, tmp_path):
     model = create_classifier('conformer_mini_patch16', 7)
     folder = infer_walks(walk_by_attention, model, scenes, stages / 'cams', tmp_path / 'walk', scale=96, steps=2)
     for name in scenes.names:
-        propagated = read_propagated(folder / f'{name}.safetensors')
+        propagated = read_propagated(folder / f'{name}.safetensors', scenes.mask(name).shape)
         assert propagated.scores.shape == (1 + len(propagated.classes), 6, 6) and propagated.covers == propagated.size
         torch.testing.assert_close(propagated.scores[0], torch.ones(6, 6))
         assert pseudo_label(scenes.root, 7, folder, .42, False, name).shape == propagated.size
@@ -508,5 +508,5 @@ def test_missing_or_wrong_label_maps(scenes, stages, tmp_path):
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / f'{scenes.names[0]}.png')
     with pytest.raises(DataError, match='3x3') as caught: AffinityData(scenes, tmp_path, stages / 'high')[0]
     one_line(caught)
-    with pytest.raises(DataError, match='run the walk') as caught: read_propagated(tmp_path / 'none.safetensors')
+    with pytest.raises(DataError, match='run the walk') as caught: read_propagated(tmp_path / 'none.safetensors', (3, 3))
     one_line(caught)

@@ -41,7 +41,7 @@ ALLOWED = {
     'cams.py': {}, 'data.py': {'Image.open': 'of `open_regular`', 'image.save': 'in `replacing`', 'picture.load': IN_MEMORY},
     'datasets/download.py': {
         'zipfile.is_zipfile': 'of `regular`', 'zipfile.ZipFile': 'of `regular`', 'gzip.open': 'an archive that `open_regular` took',
-        'tarfile.open': IN_MEMORY, 'member.open': IN_MEMORY, 'file.open': IN_MEMORY, '.write_text': NEW,
+        '.open': 'a request', 'member.open': IN_MEMORY, 'file.open': IN_MEMORY, '.write_text': NEW,
         'open': 'goes on with a part, after a link in its place is removed; members of an archive, in a new folder'},
     'datasets/folder.py': {'image.save': IN_MEMORY}, 'datasets/voc.py': {'image.save': 'in `replacing`'},
     'engine/checkpoints.py': {'save': IN_MEMORY},

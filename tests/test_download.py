@@ -1,5 +1,6 @@
 """Fetching and unpacking, with everything going wrong that can: one clear line, and the next run goes on."""
 import errno
+import gzip
 import hashlib
 import io
 import os
@@ -7,8 +8,10 @@ import shutil
 import stat
 import tarfile
 import time
+import tracemalloc
 import zipfile
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -350,3 +353,65 @@ def test_unpacking_on_a_full_disk(tmp_path, monkeypatch):
         patch.setattr(shutil, 'copyfileobj', copy)
         refused(archive, tmp_path, 'No space left on device')
     assert (unpack(archive, tmp_path / 'to') / 'data/a.txt').exists()
+
+
+@pytest.mark.parametrize('kind, name', [(tarfile.XHDTYPE, 'pax'), (tarfile.GNUTYPE_LONGNAME, 'long name'), (tarfile.XGLTYPE, 'global')])
+def test_tar_headers_that_ask_for_the_memory(tmp_path, kind, name):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, 3 * 2**30
+    with gzip.open(tmp_path / 'x.tgz', 'wb') as file:
+        for info_bytes in (tarfile.TarInfo('good').tobuf(), info.tobuf()): file.write(info_bytes)
+        for _ in range(40): file.write(bytes(2**20))
+    tracemalloc.start()
+    refused(tmp_path / 'x.tgz', tmp_path, 'damaged archive')
+    assert tracemalloc.get_traced_memory()[1] < 1e8
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize('way', [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_zip_compressed_in_another_way(tmp_path, way):
+    "Neither read nor blamed on the disk, whole or damaged."
+    with zipfile.ZipFile(tmp_path / 'x.zip', 'w', way) as archive:
+        archive.writestr('a', os.urandom(3000))
+    for damage in (0, 255):
+        content = bytearray((tmp_path / 'x.zip').read_bytes())
+        content[200] ^= damage
+        (tmp_path / 'x.zip').write_bytes(content)
+        refused(tmp_path / 'x.zip', tmp_path, 'compressed in another way')
+
+
+def test_names_in_archives_do_not_speak_to_the_terminal(tmp_path):
+    archive = write_zip(tmp_path / 'x.zip', {'../a\x1b[2J\nall is well': b'x'})
+    with pytest.raises(DataError) as error:
+        unpack(archive, tmp_path / 'to')
+    assert one_line(error).isprintable() and r'\x1b[2J\nall' in str(error.value)
+
+
+def test_every_hop_is_private(server, tmp_path, monkeypatch):
+    "Also one in the middle, behind which the way is private again."
+    server.redirects = {'/a.bin': f'{server.url}/b.bin', '/b.bin': 'http://example.org/c.bin'}
+    with pytest.raises(DataError, match='leads to http://example.org/c.bin, which is not https'):
+        fetch(Download(f'{server.url}/a.bin'), tmp_path / 'to')
+    server.redirects = {'/a.bin': f'{server.url}/b.bin', '/b.bin': f'{server.url}/file.bin'}
+    assert fetch(Download(f'{server.url}/a.bin'), tmp_path / 'to').read_bytes() == CONTENT
+
+
+def test_a_body_of_unknown_length(server, tmp_path, monkeypatch, capsys):
+    "What cannot be checked is said; what goes on for ever is stopped, and removed."
+    server.lengths = False
+    assert fetch(Download(f'{server.url}/file.bin'), tmp_path / 'to').read_bytes() == CONTENT
+    assert 'whether it comes whole is not checked' in capsys.readouterr().out
+    monkeypatch.setattr(download, 'MOST', 2_000_000)
+    with pytest.raises(DataError, match='more than 2000000 bytes'):
+        fetch(Download(f'{server.url}/file.bin'), tmp_path / 'more')
+    assert not list((tmp_path / 'more').glob('*.bin*.partial'))
+
+
+def test_two_at_once(server, tmp_path):
+    "One fetches and unpacks, the other waits; each file comes once, and the folder is whole."
+    archive = write_zip(server.file.with_name('many.zip'), {f'{i}': os.urandom(100) for i in range(2000)})
+    many = {'many': Download(f'{server.url}/many.zip')}
+    with ThreadPoolExecutor(2) as pool:  # a lock is of an open file, and so between threads, too
+        both = [pool.submit(download.obtain, many, tmp_path / 'to', {'many': ['*']}) for _ in range(2)]
+    assert both[0].result() == both[1].result()
+    assert len(list((tmp_path / 'to/raw/many').iterdir())) == 2001 and len(server.log) == 1

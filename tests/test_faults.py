@@ -168,6 +168,18 @@ def test_second_batch_is_refused(fresh):
     assert first.returncode == 0 and 'Done.' in output and up_to_date(fresh)
 
 
+def test_a_stranger_with_the_number_of_make(tmp_path, capsys):
+    "The number of a make that was killed may be that of another process today."
+    lock, hand = str(tmp_path / 'lock'), os.getpid()
+    for said, words in ((f'{hand} {batch.started(hand)}', f'process {hand};'), (f'{hand} 1', f'a stage of process {hand}, which has ended;')):
+        file = batch.locked(lock)
+        os.ftruncate(file, 0)
+        os.pwrite(file, said.encode(), 0)
+        with pytest.raises(SystemExit, match=re.escape(words)):
+            batch.locked(lock)
+        os.close(file)
+
+
 def test_another_profile_runs_beside_it(fresh):
     (fresh / 'nbs/profiles/other.yaml').write_text(TINY.replace('tiny', 'other'))
     first = start(fresh, 'noise1-s0/train')

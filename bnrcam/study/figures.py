@@ -93,13 +93,17 @@ def class_legend(figure: Figure, masks: Sequence[np.ndarray], classes: Sequence[
     figure.legend(handles=patches, loc='outside lower center', ncols=min(len(patches), 5), fontsize=8, frameon=False)
 
 
+def _scores(store: str | Path, names: Sequence[str], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [seed_scores(read_cams(Path(store, f'{name}.safetensors'), image.shape[:2])) for name, image in zip(names, images)]
+
+
 def cam_figure(dataset: VOCFolder, names: Sequence[str], stores: dict[str, str | Path]) -> Figure:
     """Figure 1: image, true mask, and for each CAM store the score of the image's first label as heat. No truth if
     `dataset` has no masks."""
     images, truth = _images(dataset, names), [dataset.mask(name) for name in names if dataset.masks]
     columns = {'image': images, **({'truth': [voc_palette()[mask] for mask in truth]} if truth else {})}
     for title, store in stores.items():
-        scores = [seed_scores(read_cams(Path(store, f'{name}.safetensors')))[0] for name in names]
+        scores = [score[0] for score in _scores(store, names, images)]
         columns[title] = [overlay(image, score) for image, score in zip(images, scores)]
     figure = picture_rows(columns, [first_label(dataset, name) for name in names])
     if truth: class_legend(figure, truth, dataset.classes)
@@ -142,7 +146,7 @@ def overlay_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, 
 def level_figure(dataset: VOCFolder, names: Sequence[str], store: str | Path, levels: Sequence[float]) -> Figure:
     "Images, and what of them lies above each threshold of the CAM store's top score, the rest white."
     images, columns = _images(dataset, names), {}
-    scores = [seed_scores(read_cams(Path(store, f'{name}.safetensors'))).max(0) for name in names]
+    scores = [score.max(0) for score in _scores(store, names, images)]
     for level in levels:
         columns[f'above {level}'] = [np.where(score[..., None] > np.float32(level), image, 255)
                                      for image, score in zip(images, scores)]

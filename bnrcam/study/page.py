@@ -58,7 +58,7 @@ def slider_image(dataset: VOCFolder, name: str, stores: dict[str, str | Path],
     step = -(-max(photo.size) // side)
     maps = {}
     for title, store in stores.items():
-        cams = read_cams(Path(store, f'{name}.safetensors'))
+        cams = read_cams(Path(store, f'{name}.safetensors'), truth.shape)
         values = slider_map(seed_scores(cams), cams.classes.numpy() + 1, truth)[::step, ::step]
         maps[title] = data_uri(Image.fromarray(values), 'png')
     labels, size = dataset.labels[dataset.names.index(name)], values.shape[1::-1]
