@@ -27,6 +27,7 @@ from .cam import refine
 from .crf import crf_labels, reads
 from .data import (IGNORE, MEAN, STD, DataError, VOCFolder, as_image, as_mask, image_size, read_image, read_labels, read_mask,
                          to_input)
+from .datasets.layout import photograph
 from .engine.launch import float32_products, global_mean, processes, progress_bar, shard
 from .resnet38 import ResNet38, parameter_groups
 from .engine.provenance import files_digest, provenance, record_digest, text_digest
@@ -151,7 +152,7 @@ def read_seed(root: str | Path, classes: Sequence[str], store: str | Path, name:
 
     It takes folder and classes instead of a `VOCFolder`, because worker processes get them anew with every image."""
     path = Path(store, f'{name}.safetensors')
-    image = read_image(Path(root, 'JPEGImages', f'{name}.jpg'))
+    image = read_image(photograph(root, name))
     cams = read_cams(path, image.size[::-1])
     labels = read_labels(Path(root, 'Annotations', f'{name}.xml'), classes).nonzero().flatten()
     if not len(labels):
@@ -171,7 +172,7 @@ def seed_labels(cams: CAMs, background: float) -> np.ndarray:
 
 def seed_files(root: str | Path, store: str | Path, name: str) -> list[Path]:
     "The files that `read_seed` reads."
-    return [Path(root, 'JPEGImages', f'{name}.jpg'), Path(root, 'Annotations', f'{name}.xml'),
+    return [photograph(root, name), Path(root, 'Annotations', f'{name}.xml'),
             Path(store, f'{name}.safetensors')]
 
 
@@ -360,16 +361,16 @@ def seen_image(image: Image.Image, covers: tuple[int, int]) -> np.ndarray:
 
 def label_files(root: str | Path, num_labels: int, folder: str | Path, background: float, crf: bool, name: str) -> list[Path]:
     "The files that `pseudo_label` reads."
-    return [Path(folder, f'{name}.safetensors'), Path(root, 'JPEGImages', f'{name}.jpg')]
+    return [Path(folder, f'{name}.safetensors'), photograph(root, name)]
 
 
 @reads(label_files)
 def pseudo_label(root: str | Path, num_labels: int, folder: str | Path, background: float, crf: bool,
                  name: str) -> np.ndarray:
     "Pseudo-label (H, W) uint8 of `name` from the propagated scores in `folder`; a function for `bnrcam.crf.map_images`."
-    photograph = Path(root, 'JPEGImages', f'{name}.jpg')
-    propagated = read_propagated(Path(folder, f'{name}.safetensors'), image_size(photograph)[::-1])
+    picture = photograph(root, name)
+    propagated = read_propagated(Path(folder, f'{name}.safetensors'), image_size(picture)[::-1])
     labels = propagated_labels(propagated, background)
     if crf:
-        labels = crf_labels(seen_image(read_image(photograph), propagated.covers), labels, num_labels)
+        labels = crf_labels(seen_image(read_image(picture), propagated.covers), labels, num_labels)
     return labels[:propagated.size[0], :propagated.size[1]]

@@ -17,7 +17,8 @@ from types import ModuleType
 
 import numpy as np
 
-from .data import DataError, disk_errors, open_picture, read_image, read_mask, write_mask
+from .data import DataError, open_picture, read_image, read_mask, write_mask
+from .engine.files import disk_errors
 from .engine.launch import progress_bar, say, shard, sum_over_processes
 from .scenes import voc_palette
 from .engine.provenance import files_digest, provenance, record_digest

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from .affinity import seen_image
 from .crf import crf_probabilities, is_valid, write_result
+from .datasets.layout import photograph
 from .data import IGNORE, DataError, VOCFolder, as_image, as_mask, read_image, read_mask, to_input
 from .engine.provenance import files_digest, provenance, record_digest, text_digest
 from .engine.launch import float32_products, global_mean, processes, progress_bar, shard
@@ -243,7 +244,7 @@ def write_predictions(root: str | Path, folders: Sequence[Path], name: str, maps
                       provenance: str = '') -> None:
     """`label_maps` of the image `name` as palette PNGs with a digest of what they were made from, one in each of two
     folders: without CRF, with CRF."""
-    image = read_image(Path(root, 'JPEGImages', f'{name}.jpg'))
+    image = read_image(photograph(root, name))
     if not all(np.isfinite(m).all() for m in maps):
         raise DataError(f'{name}: a logit is not finite; has the training diverged?')
     for folder, labels in zip(folders, label_maps(image, [torch.from_numpy(m) for m in maps])):
@@ -261,7 +262,7 @@ def infer_segments(model: DeepLab, root: str | Path, names: Sequence[str], folde
     state = processes()
     record = provenance('bnrcam.segment', network=model, scales=scales)
     folders = [reset_if_stale(Path(folder, kind), record, '.png') for kind in ('plain', 'crf')]
-    photographs = {name: Path(root, 'JPEGImages', f'{name}.jpg') for name in shard(names)}
+    photographs = {name: photograph(root, name) for name in shard(names)}
     digests = {name: record_digest(record, files_digest([path])) for name, path in photographs.items()}
     todo = [name for name in digests if not all(is_valid(out / f'{name}.png', digests[name]) for out in folders)]
     say_remade(Path(folder), [name for name in todo if (folders[1] / f'{name}.png').is_file()])

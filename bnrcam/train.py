@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
-from .data import disk_errors
+
 from .engine.checkpoints import (load_tensors, optimizer_tensors, restore_optimizer,
                                        save_tensors)
-from .engine.files import write_text
+from .engine.files import disk_errors, write_text
 from .engine.launch import float32_products, processes, progress_bar, say, sync_over_batch
 from .engine.provenance import describe, made_otherwise, provenance
 from .losses import VARIANTS, bnr_loss

@@ -96,8 +96,9 @@ def test_walk(net, monkeypatch, tmp_path):
     refined = crf_labels(seen_image(photo, propagated.covers), labels, 21)[inside]
     labels[inside] = np.where(clear[inside], labels[inside], z['pred'])
     assert (crf_labels(seen_image(photo, propagated.covers), labels, 21)[inside] == z['pred_crf']).all()
-    monkeypatch.setattr(affinity, 'read_propagated', lambda path: propagated)
-    monkeypatch.setattr(affinity, 'read_image', lambda path: photo)
+    monkeypatch.setattr(affinity, 'read_propagated', lambda path, size: propagated)
+    (tmp_path / 'JPEGImages').mkdir()
+    photo.save(tmp_path / 'JPEGImages/cat.png')
     assert (pseudo_label(tmp_path, 21, tmp_path, 0.42, True, 'cat') == refined).all()
 
 

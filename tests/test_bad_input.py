@@ -141,6 +141,19 @@ def test_deep_and_transparent_images_are_refused(tmp_path, mode):
     one_line(error, path, mode, '8-bit RGB')
 
 
+@pytest.mark.parametrize('mode', ['RGBA', 'P', 'LA'])
+def test_opaque_images_of_other_modes_are_converted(folder, tmp_path, mode):
+    image = Image.open(first(folder, 'JPEGImages', 'jpg')).convert('RGB')
+    image = image.quantize(64) if mode == 'P' else image.convert(mode)
+    image.save(tmp_path / 'a.png')
+    assert (np.array(read_image(tmp_path / 'a.png')) == np.array(image.convert('RGB'))).all()
+    image.save(tmp_path / 'b.png', transparency=int(np.array(image).max())) if mode == 'P' else image.putalpha(200)
+    if mode != 'P': image.save(tmp_path / 'b.png')
+    with pytest.raises(DataError) as error:
+        read_image(tmp_path / 'b.png')
+    one_line(error, tmp_path / 'b.png', 'transparent')
+
+
 def test_image_smaller_than_the_crop(folder):
     path = first(folder, 'JPEGImages', 'jpg')
     Image.new('RGB', (1, 1), 'red').save(path)

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_rle
 
-from ..data import IGNORE, DataError, composed, image_size, is_plain, on_disk
+from ..data import IGNORE, DataError, image_size
+from .layout import composed, is_plain, on_disk
 from ..engine.files import open_regular, read_bytes, write_text
 from .download import COCO_FILES, Download, disk_errors, obtain
 from .voc import check_count, for_each, link, make_layout, save_mask, write_split

@@ -23,8 +23,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from ..data import DataError, disk_errors
-from ..engine.files import in_turn, open_regular, read_text, regular, write_text
+from ..data import DataError
+from ..engine.files import disk_errors, in_turn, open_regular, read_text, regular, write_text
 from ..engine.launch import progress_bar
 
 # %% ../../nbs/datasets/01_download.ipynb #8463dc67
@@ -378,6 +378,8 @@ def unpack(archive: str | Path, folder: str | Path, wanted: Sequence[str] = ('*'
     Does nothing if that was done before. DataError for an unsafe or damaged archive, a full disk, or a `folder` that
     was not made here."""
     archive, folder = Path(archive), Path(folder)
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with in_turn(folder.parent):
         if (folder / STAMP).is_file():
             return folder

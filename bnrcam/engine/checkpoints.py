@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from ..data import disk_errors
-from .files import read_bytes, write_bytes, write_text
+from .files import disk_errors, read_bytes, write_bytes, write_text
 from .launch import processes
 from .provenance import made_otherwise
 from .weights import read_tensors, tensor_digest

@@ -24,8 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..data import DataError
-from .files import open_regular, read_text, regular
+from .files import DataError, open_regular, read_text, regular
 
 # %% ../../nbs/engine/01_weights.ipynb #4a9d2c71
 class WeightsError(DataError):

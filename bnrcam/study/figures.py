@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ..cam import add_noise, attention_map, refine
 from ..conformer import CAMOutput
-from ..data import IGNORE, VOCFolder, disk_errors, read_mask
-from ..engine.files import replacing
+from ..data import IGNORE, VOCFolder, read_mask
+from ..engine.files import disk_errors, replacing
 from ..losses import VARIANTS
 from ..paper import recent, table
 from ..scenes import voc_palette

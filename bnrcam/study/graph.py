@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DRAWS', 'Step', 'scratch', 'label_runs', 'pretrainings', 'trainings', 'cams', 'trunk', 'pseudo_labels',
            'segmentations', 'steps', 'cells', 'parameters', 'values', 'imported', 'module', 'templates', 'code',
-           'result_steps', 'results', 'Job', 'files', 'jobs', 'text', 'line', 'rules', 'folder_name', 'check_variants',
-           'holds', 'replace', 'write_graph', 'main']
+           'result_steps', 'results', 'Job', 'files', 'jobs', 'split_contents', 'text', 'line', 'rules', 'folder_name',
+           'check_variants', 'holds', 'replace', 'write_graph', 'main']
 
 # %% ../../nbs/study/02_graph.ipynb #15887943
 import ast
@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import yaml
 
-from ..engine.files import read_bytes, read_text, write_text
-from .batch import Contents, redate, split_contents, stale_products
+from ..datasets.layout import mask_folder, on_disk, photograph, read_split
+from ..engine.files import DataError, read_bytes, read_text, write_text
+from .batch import Contents, redate, stale_products
 from .profile import ProfileError, read_profile
 
 # %% ../../nbs/study/02_graph.ipynb #e09f01e9
@@ -270,6 +271,18 @@ def jobs(profile: dict, root: str | None = None, base: str | Path = '.') -> dict
         found[step.name] = Job(step.name, notebook, given, step.needs, files(step, given, profile, base),
                                code(notebook, base))
     return found
+
+# %% ../../nbs/study/02_graph.ipynb #5e71b0a2
+def split_contents(root: str, split: str, contents: Contents) -> dict[str, str]:
+    "Digests of a split in a folder in VOC layout: of its list, and of its photographs, annotations and masks."
+    found = {'list': contents.digest(f'{root}/ImageSets/Segmentation/{split}.txt')}
+    try: names, masks = read_split(root, split), mask_folder(root, split)
+    except DataError: names, masks = [], ''  # who reads the list says why
+    files = {'JPEGImages': [photograph(root, name) for name in names],
+             'Annotations': [on_disk(Path(root, 'Annotations', f'{name}.xml')) for name in names],
+             'SegmentationClass': [on_disk(Path(root, masks, f'{name}.png')) for name in names]}
+    return found | {kind: contents.digests([*map(str, paths)]) for kind, paths in files.items()}
+
 
 # %% ../../nbs/study/02_graph.ipynb #db6d8913
 def text(job: Job, profile: str, look: Callable[[str, str], dict[str, str]]) -> str:

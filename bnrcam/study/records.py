@@ -19,7 +19,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..data import DataError, VOCFolder, disk_errors
+from ..data import DataError, VOCFolder
+from ..engine.files import disk_errors
 from ..engine import files
 from ..engine.provenance import code_digest
 from ..engine.launch import processes

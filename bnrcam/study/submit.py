@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data import DataError, disk_errors, image_size, open_picture
+from ..data import DataError, image_size, open_picture
+from ..datasets.layout import photograph
 from ..datasets.folder import csv_rows
-from ..engine.files import read_bytes, write_bytes
+from ..engine.files import disk_errors, read_bytes, write_bytes
 from ..engine.launch import processes
 from ..scenes import voc_palette
 
@@ -70,7 +71,7 @@ def submission(folder: str | Path, names: Sequence[str], root: str | Path, num_c
     check_names(folder, names)
     with tarfile.open(fileobj=file, mode='w', format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(names):
-            size = image_size(Path(root, 'JPEGImages', f'{name}.jpg'))
+            size = image_size(photograph(root, name))
             content = read_prediction(folder / f'{name}.png', size, num_classes)
             member = tarfile.TarInfo(f'{SERVER_FOLDER}/{name}.png')  # time 0, no owner
             member.size = len(content)
