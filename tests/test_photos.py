@@ -1,5 +1,9 @@
 "Photographs with a table of labels and no masks: from the two to masks, a page and a network for new photographs."
 import csv
+import os
+import signal
+import subprocess
+import time
 
 import pytest
 import yaml
@@ -9,7 +13,7 @@ from bnrcam.data import read_image, read_mask
 from bnrcam.predict import load_model, predict
 from bnrcam.scenes import SCENE_CLASSES, make_scene, scene_rng
 from browsing import check_page
-from test_batch import ROOT, TINY, make, new_repo
+from test_batch import ROOT, TINY, command, environment, make, new_repo
 
 pytestmark = pytest.mark.slow
 
@@ -18,6 +22,9 @@ CHANGES = {
     'variants': ['noise1'], 'ours': 'noise1', 'pretrain': None, 'trunk': None, 'timm_backbones': [],
     'weights': str(START / 'conformer_mini.safetensors'),
     'dataset': {'classes': [*SCENE_CLASSES], 'train': 'train', 'eval': 'train', 'val': 'train', 'masks': False}}
+
+
+NAMES = {1: 'Été (1).JPG', 2: 'trip/day [2].png', 4: 'trip/ünder way.webp'}  # as people have them
 
 
 def photos_repo(folder):
@@ -31,21 +38,33 @@ def photos_repo(folder):
     with open(folder / 'my labels.csv', 'w', newline='') as file:
         table = csv.writer(file)
         table.writerow(['file', 'labels'])
-        for i in range(12):
-            scene = make_scene(scene_rng(0, 'train', i))
-            Image.fromarray(scene.image).save(photos / f'holiday_{i}.jpg', quality=95)
-            table.writerow([f'holiday_{i}.jpg', ';'.join(SCENE_CLASSES[c - 1] for c in scene.labels)])
+        for i in range(24):
+            scene, name = make_scene(scene_rng(0, 'train', i)), NAMES.get(i, f'holiday_{i}.jpg')
+            (photos / name).parent.mkdir(exist_ok=True)
+            Image.fromarray(scene.image).save(photos / name, quality=95)
+            table.writerow([name, ';'.join(SCENE_CLASSES[c - 1] for c in scene.labels)])
     return repo
 
 
-def run(repo, *arguments, labels='my labels.csv'):
-    return make(repo, *arguments, 'DATA=data/tiny', 'PHOTOS=my photos', f'LABELS={labels}')
+GIVEN = 'DATA=data/tiny', 'PHOTOS=my photos', 'LABELS=my labels.csv'
+
+
+def run(repo, *arguments): return make(repo, *arguments, *GIVEN)
 
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
+    "Killed with all that it had started when the masks began, and run again."
     repo = photos_repo(tmp_path_factory.mktemp('photos'))
+    process = subprocess.Popen(command('reproduce', *GIVEN), cwd=repo, env=environment(), start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not [*(repo / 'data/runs/tiny/noise1-s0').glob('conf_fg/*.png')]:
+        assert process.poll() is None, 'ended before the masks began'
+        time.sleep(.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     result = run(repo, 'reproduce')
+    assert 'noise1-s0/train]' not in result.stdout  # what was finished
     assert result.returncode == 0, result.stdout + result.stderr
     return repo
 
@@ -55,7 +74,7 @@ def test_masks_of_all_photographs_and_nothing_that_needs_truth(study):
     made = {str(path.relative_to(out).with_suffix('')) for path in out.rglob('*.ipynb')}
     assert made == {'index', 'masks', 'coverage', 'levels',
                     *(f'noise1-s0/{stage}' for stage in ('train', 'cams', 'pseudo', 'segment'))}
-    assert len([*(study / 'data/runs/tiny/noise1-s0/segment/crf').glob('*.png')]) == 12
+    assert len([*(study / 'data/runs/tiny/noise1-s0/segment/crf').glob('*.png')]) == 24
     page = (out / 'index.html').read_text()
     assert 'There are no true masks here' in page and 'Tables 1 to 5' in page
     assert (out / 'coverage.csv').read_text().startswith('class,images with the label,')

@@ -1,6 +1,11 @@
 "New photographs: masks of a run's networks, exported or where they lie, and what may go wrong."
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +110,51 @@ def test_what_is_wrong_is_one_line(run, scenes, tmp_path, monkeypatch, part, arg
     with pytest.raises(SystemExit, match='^bnrcam-predict: .*' + line):
         main([str(scenes / 'JPEGImages'), '--model', str(run / part), *given])
     assert not (tmp_path / 'masks').exists() and not (scenes / 'JPEGImages/masks').exists()
+
+
+def test_first_screen_of_the_readme(tmp_path, monkeypatch, capsys):
+    "The numbers that it prints, to what another processor's rounding may move."
+    text = (ROOT / 'README.md').read_text()
+    command, = re.findall(r'^\.venv/bin/bnrcam-predict (data/start.*)$', text, re.M)
+    stated, = re.findall(r'^    (data/start/photo.jpg: .*)$', text, re.M)
+    monkeypatch.chdir(ROOT)
+    assert main([*shlex.split(command), '--out', str(tmp_path)]) == 0
+    said, number = capsys.readouterr().out.splitlines()[0], r'[\d.]+'
+    assert re.sub(number, '', said) == re.sub(number, '', stated)
+    assert np.abs(np.subtract(*(np.array(re.findall(number + '(?= %)', line), float) for line in (said, stated)))).max() < 1
+
+
+def test_patterns(run, scenes, tmp_path, capsys):
+    "Some shells leave them to the program."
+    assert len(pictures([scenes / 'JPEGImages/val_*.jpg'], tmp_path)) == len([*(scenes / 'JPEGImages').glob('val_*.jpg')]) > 1
+    (tmp_path / 'a[1].jpg').write_bytes(b'')
+    assert pictures([tmp_path / 'a[1].jpg'], tmp_path / 'out') == [tmp_path / 'a[1].jpg']
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from bnrcam.predict import load_model, predict_files
+folder, run, out = map(Path, sys.argv[1:])
+paths, model = sorted(folder.iterdir()), load_model(run)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+for part in (paths[:100], paths):
+    predict_files(model, part, None, out)
+    print(f'peak {peak():.0f}')
+"""
+
+
+def test_1000_photographs_take_the_memory_of_100(run, scenes, tmp_path):
+    "And it says how long is left."
+    picture = Image.open(photograph(scenes, 'val_00000')).resize((48, 40))
+    (tmp_path / 'photos').mkdir()
+    picture.save(tmp_path / 'first.jpg')
+    for i in range(1000): (tmp_path / f'photos/{i:04}.jpg').hardlink_to(tmp_path / 'first.jpg')
+    result = subprocess.run([sys.executable, '-c', MEMORY, tmp_path / 'photos', run / 'segment', tmp_path / 'out'], text=True,
+                            capture_output=True, timeout=600, check=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    few, many = (float(line.split()[1]) for line in result.stdout.splitlines() if line.startswith('peak'))
+    assert many - few < 20 and '1000 masks in' in result.stdout
+    assert re.search(r'predict: .*\d+/1000 \[\d+:\d+<\d+:\d+', result.stdout), result.stdout[-300:]
 
 
 def test_pictures_of_one_name(scenes, tmp_path):

@@ -11,7 +11,7 @@ from bnrcam.engine.weights import WeightsError, load_weights, read_weights
 from bnrcam.models import create_classifier
 from bnrcam.resnet38 import ResNet38Classifier
 from bnrcam.scenes import SCENE_CLASSES, SCENE_SIZES, make_scene, scene_rng
-from bnrcam.study.start import RECIPES, SceneStream, make_start
+from bnrcam.study.start import RECIPES, SceneStream, classifier_settings, make_start
 
 START = Path(__file__).parent.parent / 'data/start'
 TINY = {'conformer_mini': {}, 'resnet38_eighth': {'width': 1 / 32}}
@@ -53,6 +53,7 @@ def test_stopped_start_goes_on(tmp_path, capsys):
 def test_committed_file_is_that_of_its_card(name):
     path = START / f'{name}.safetensors'
     card = json.loads(path.with_suffix('.json').read_text())
+    if name == 'conformer_mini': assert card['model'] == classifier_settings(card['recipe'], card['scores']['threshold'])
     assert card['recipe'] == RECIPES[name] and card['sha256'] == hashlib.sha256(path.read_bytes()).hexdigest()
     net = create_classifier('conformer_mini_patch16', 7) if name == 'conformer_mini' else ResNet38Classifier(6, .125)
     assert load_weights(net, path) == []

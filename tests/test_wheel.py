@@ -155,3 +155,20 @@ except ImportError as error: print(error)
 """
     line, = run(python, tmp_path, code).splitlines()
     assert line.startswith('the CRF needs pydensecrf') and 'pip install --no-build-isolation pydensecrf2' in line
+
+
+def test_console_script(python, tmp_path):
+    "What README's first screen shows: without the CRF one line, with `bnrcam[crf]` the same numbers."
+    script, site = python.parent / 'bnrcam-predict', next(python.parent.parent.glob('lib/python*/site-packages'))
+    if not script.exists():  # pip puts it beside --target's folder
+        shutil.copy(next(site.glob('bin/bnrcam-predict')), script)
+    command = [python, '-I', script, ROOT / 'data/start/photo.jpg', '--model', ROOT / 'data/start/conformer_mini.safetensors',
+               '--labels', 'apple;leaf;flower']
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith('bnrcam-predict: the CRF needs pydensecrf')
+    dist = distribution('pydensecrf2')
+    for top in {file.parts[0] for file in dist.files} - {'..', '__pycache__'}:
+        (tmp_path / 'crf').mkdir(exist_ok=True)
+        (tmp_path / 'crf' / top).symlink_to(dist.locate_file(top))
+    code = f"import sys; sys.path.append('crf'); sys.argv = {[*map(str, command[2:])]}; exec(open({str(script)!r}).read())"
+    assert ': apple 14.' in run(python, tmp_path, code) and (tmp_path / 'masks/photo.png').is_file()
