@@ -106,7 +106,7 @@ plan: $(READY)  ## what reproduce would run, and how long, on this machine: a fe
 	@$(BIN)/python -c "$(SHORT) from bnrcam.study.plan import plan; plan('$(YAML)', '$(DATA)')"
 
 test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page; FAST=1: the quick ones
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(if $(FAST),-m 'not slow')
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(if $(FAST),-m 'not slow')
 
 export: $(READY)  ## RUN=data/runs/PROFILE/RUN[/segment]: its network, classes and settings in one file, for bnrcam-predict
 	@$(BIN)/python -c "$(SHORT) from bnrcam.predict import export_model; print('Done:', export_model('$(RUN)'))"

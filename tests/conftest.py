@@ -11,11 +11,18 @@ from miniature import serve
 SLOW = {'browser', 'api', 'copy', 'fresh', 'repo'}
 
 
+# fixtures that take a minute: the tests of a module that have one run in one process, so that it is made once
+ONCE = {'test_batch.repo', 'test_lab.lab', 'test_photos.study', 'test_public.study', 'test_scale.one_and_two', 'test_wheel.python'}
+
+
 def pytest_collection_modifyitems(items):
     "`make test FAST=1` leaves out what is marked slow: what starts kernels, make or a browser, or trains for long."
     for item in items:
         if SLOW & set(item.fixturenames):
             item.add_marker('slow')
+        for name in ONCE & {f'{item.module.__name__}.{name}' for name in item.fixturenames}:
+            param = item.callspec.params.get(name.rpartition('.')[2], '') if hasattr(item, 'callspec') else ''
+            item.add_marker(pytest.mark.xdist_group(f'{name}-{param}'))
 
 
 @pytest.fixture(scope='session')
