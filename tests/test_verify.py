@@ -30,7 +30,8 @@ from bnrcam.study.statistics import by_seed, embolden, paired_difference
 from bnrcam.study.submit import read_scores, write_submission
 from bnrcam.study.tables import class_table, noise_table, seed_table, segmentation_table, write_table
 from bnrcam.study.verify import verify
-from bnrcam.engine.checkpoints import load_tensors, save_tensors
+from bnrcam.engine.checkpoints import load_tensors, save_tensors, write_record
+from bnrcam.engine.provenance import state_digest
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +124,9 @@ def finished(scenes, tmp_path_factory):
     for name, (frame, *sources) in frames.items():
         write_table(frame, reports, name, f'{name}.', provenance(*sources, profile='small', random_seeds=[0, 1]))
     write_figure(curve_figure(curves(results)), reports, 'figure4', 'Figure 4.', provenance(results, profile='small'))
+    weights = {'weight': torch.arange(6.)}
+    save_tensors(runs / 'noise1-s0/model.safetensors', weights)
+    write_record(runs / 'noise1-s0/cams', {'network': {'weights': state_digest(weights)}})
     made_up_notebook(base, 'noise1-s0/train', 'small.yaml')
     for page in ('noise1-s0/train.html', 'index.html'):
         (reports / page).write_text('a page')
@@ -157,8 +161,34 @@ def test_an_honest_study_passes(finished, capsys):
     count = check(finished)
     output = capsys.readouterr().out
     # three a result file, the walks of each pseudo.json, the archive of each network, one a table, one for the evidence of
-    # each table and figure, one for the record of each notebook
-    assert count == 3 * (4 + 4 + 6 + 1) + 4 + 7 + 5 + 6 + 2 and f'All {count} checks passed' in output and 'WRONG' not in output
+    # each table and figure, one for the record of each notebook, one for the network of the stage that ran
+    assert count == 3 * (4 + 4 + 6 + 1) + 4 + 7 + 5 + 6 + 2 + 1 and f'All {count} checks passed' in output
+    assert 'WRONG' not in output and 'Not looked at: history.csv' in output
+
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda path: path.unlink(), 'gone'), (lambda path: path.write_bytes(path.read_bytes()[:-1]), 'damaged'),
+    (lambda path: save_tensors(path, {'weight': torch.ones(6)}), 'was made by another network')])
+def test_weights_are_those_of_the_run(study, capsys, damage, words):
+    damage(study / 'data/runs/small/noise1-s0/model.safetensors')
+    line, = wrong(study, capsys)
+    assert 'noise1-s0/model.safetensors: the weights: ' in line and words in line and 'make reproduce' in line
+
+
+def test_one_bit_of_a_photograph(study, capsys):
+    path = study / 'scenes/JPEGImages/train_00000.jpg'
+    content = bytearray(path.read_bytes())
+    content[-60] ^= 1
+    path.write_bytes(content)
+    lines = wrong(study, capsys)
+    assert lines and all('the data fingerprint is ' in line for line in lines)
+
+
+def test_a_number_that_no_float_holds(study, capsys):
+    "One line, and the rest is looked at all the same."
+    change(study / 'reports/small/noise1-s0/cams.json', lambda result: result.update(best_miou=10**400))
+    lines = wrong(study, capsys)
+    assert any('noise1-s0/cams.json' in line and 'too large' in line for line in lines) and all(len(line) < 1000 for line in lines)
 
 
 def test_number_in_a_table(study, capsys):

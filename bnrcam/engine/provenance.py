@@ -7,8 +7,8 @@ __all__ = ['REMEMBERED', 'SETTLED', 'LARGEST', 'PACKAGE', 'ROOT', 'LIBRARIES', '
            'text_digest', 'content_digest', 'files_digest', 'module_name', 'imported', 'import_closure',
            'without_docstrings', 'source_digest', 'code', 'code_digest', 'origin', 'full_name', 'describe',
            'describe_function', 'named_with_code', 'names_used', 'describe_code', 'describe_class', 'describe_object',
-           'describe_tensor', 'weights', 'is_plain', 'settings', 'network', 'network_code', 'provenance',
-           'record_digest', 'brief', 'first_difference', 'in_words', 'made_otherwise']
+           'describe_tensor', 'state_digest', 'weights', 'is_plain', 'settings', 'network', 'network_code',
+           'provenance', 'record_digest', 'brief', 'first_difference', 'in_words', 'made_otherwise']
 
 # %% ../../nbs/engine/02_provenance.ipynb #7c92c3bb
 import ast
@@ -218,10 +218,14 @@ def describe_tensor(value: Tensor | np.ndarray, seen: tuple = ()) -> str:
     return f'{value.dtype} {[*value.shape]} {text_digest(value.view(-1).view(torch.uint8).numpy().tobytes())}'
 
 
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    "Of all weights and buffers of a network, in any order."
+    return text_digest(*sorted(f'{name} {describe_tensor(value)}' for name, value in state.items()))
+
+
 def weights(model: nn.Module) -> dict[str, str]:
-    "One digest of all weights and buffers of a network, `{}` if it has none."
-    state = [f'{name} {describe_tensor(value)}' for name, value in model.state_dict().items()]
-    return {'weights': text_digest(*state)} if state else {}
+    "The `state_digest` of a network, `{}` if it has no weights."
+    return {'weights': state_digest(state)} if (state := model.state_dict()) else {}
 
 
 DESCRIPTIONS: dict[object, Callable] = {
