@@ -31,7 +31,7 @@ from .datasets.layout import photograph
 from .engine.launch import float32_products, global_mean, processes, progress_bar, shard
 from .resnet38 import ResNet38, parameter_groups
 from .engine.provenance import files_digest, provenance, record_digest, text_digest
-from .cams import CAMs, is_made_from, read_cams, seed_scores
+from .cams import CAMs, check_store, is_made_from, read_cams, seed_scores
 from .engine.checkpoints import load_tensors, reset_if_stale, save_tensors, say_remade
 from .train import fit, poly
 
@@ -303,6 +303,7 @@ def infer_walks(walk: Callable[..., Propagated], model: nn.Module, dataset: VOCF
     labels and seed by the same network, parameters and code, are left alone: a stopped run goes on. DataError names the
     image."""
     state = processes()
+    check_store(store, dataset.classes)
     record = provenance('bnrcam.affinity', walk=walk, network=model, classes=dataset.classes, **parameters)
     folder, names = reset_if_stale(folder, record, '.safetensors'), shard(dataset.names)
     digests = {name: record_digest(record, files_digest(seed_files(dataset.root, store, name))) for name in names}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'PRECISIONS', 'SummedAttention', 'Refiner', 'refiner', 'GraphCAM', 'Views', 'mirrored_cam', 'CAMs',
-           'write_cams', 'read_cams', 'seed_scores', 'is_made_from', 'cams_of_batch', 'infer_cams']
+           'write_cams', 'read_cams', 'check_store', 'seed_scores', 'is_made_from', 'cams_of_batch', 'infer_cams']
 
 # %% ../nbs/07_cams.ipynb #6da788a4
 import copy
@@ -24,8 +24,8 @@ from .conformer import Attention, CAMConformer, fuse_batch_norm
 from .data import DataError, VOCFolder, to_input
 from .engine.launch import float32_products, processes, progress_bar, shard
 from .engine.provenance import content_digest, provenance, record_digest
-from .engine.checkpoints import load_tensors, reset_if_stale, save_tensors, say_remade
-from .train import say_unlabelled
+from .engine.checkpoints import load_tensors, read_record, reset_if_stale, save_tensors, say_remade
+from .train import check_labels
 
 SCALES = (256, 512, 768)
 
@@ -146,6 +146,14 @@ def read_cams(path: Path, size: tuple[int, int] | None = None) -> CAMs:
     return cams
 
 
+def check_store(folder: str | Path, classes: Sequence[str]) -> None:
+    "DataError if the CAMs in `folder` say that they were made for other classes, or in another order: maps have numbers only."
+    made = (read_record(folder) or {}).get('classes')
+    if made and list(made) != list(classes):
+        raise DataError(f"{folder}: CAMs of the classes {', '.join(made)}, but the data set has {', '.join(classes)}, in this "
+                        'order: run the cams stage again')
+
+
 def seed_scores(cams: CAMs) -> np.ndarray:
     """Class scores (K, H, W) float32 in [0, 1]: scales upsampled (bilinear, align_corners=False) and summed, negatives
     to 0, then stretched per class. All 0 for a class that is positive nowhere.
@@ -192,7 +200,7 @@ def infer_cams(model: nn.Module, dataset: VOCFolder, folder: str | Path, *, scal
     share the images, and return when all are done. precision: of the network, 'no' (float32), 'tf32', 'fp16' or 'bf16';
     attention weights and their product with the CAM stay float32. ValueError if the network has not one output for
     each class and the background."""
-    say_unlabelled(dataset)
+    check_labels(dataset)
     record = provenance('bnrcam.cams', network=model, scales=scales, precision=precision, classes=dataset.classes)
     state, folder = processes(), reset_if_stale(folder, record, '.safetensors')
     digests = [record_digest(record, content_digest(dataset.image_path(name)), str(labels.tolist()))

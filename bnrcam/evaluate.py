@@ -16,7 +16,7 @@ import torch
 
 from .data import IGNORE, DataError, VOCFolder, read_mask
 from .engine.launch import progress_bar, say, shard, sum_over_processes
-from .cams import read_cams, seed_scores
+from .cams import check_store, read_cams, seed_scores
 
 THRESHOLDS = np.arange(100) / 100
 
@@ -114,6 +114,7 @@ def evaluate_seeds(dataset: VOCFolder, folder: str | Path, scored: Sequence[str]
     Several processes share the images; each gets the same result, to the last bit that of one process."""
     names, count = ('background', *dataset.classes), len(dataset.names)
     scored_indices(names, scored)
+    check_store(folder, dataset.classes)
     histogram = np.zeros((len(names), len(names), len(THRESHOLDS) + 1), np.int64)
     activations = np.zeros((count, 2))  # one row an image: added up in their order, whoever computed them
     for i in progress_bar(shard(range(count)), unit='image', desc='evaluate'):

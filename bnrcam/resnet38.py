@@ -25,7 +25,7 @@ from .conformer import init_weights
 from .engine.files import read_bytes
 from .engine.weights import WeightsError, fill_weights, read_weights
 from .losses import multilabel_loss
-from .train import fit, say_unlabelled, warmup_cosine
+from .train import fit, check_labels, warmup_cosine
 
 # %% ../nbs/10_resnet38.ipynb #8ce5d017
 class ResBlock(nn.Module):
@@ -227,7 +227,7 @@ class ResNet38Classifier(ResNet38):
 def train_trunk(model: ResNet38Classifier, dataset: Dataset, folder: str | Path, *, epochs: int, lr: float, batch_size: int,
                 seed: int, weight_decay: float = 0.05, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
     "`fit` for the image-level labels of `dataset` (a `VOCFolder`): multi-label soft margin loss, AdamW, half a cosine."
-    say_unlabelled(dataset)
+    check_labels(dataset)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay)
     loss = lambda net, batch: {'loss': multilabel_loss(net(batch['image']), batch['labels'])}
     return fit(model, dataset, loss, optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed,

@@ -409,7 +409,7 @@ def test_a_body_of_unknown_length(server, tmp_path, monkeypatch, capsys):
 
 def test_two_at_once(server, tmp_path):
     "One fetches and unpacks, the other waits; each file comes once, and the folder is whole."
-    archive = write_zip(server.file.with_name('many.zip'), {f'{i}': os.urandom(100) for i in range(2000)})
+    write_zip(server.file.with_name('many.zip'), {f'{i}': os.urandom(100) for i in range(2000)})
     many = {'many': Download(f'{server.url}/many.zip')}
     with ThreadPoolExecutor(2) as pool:  # a lock is of an open file, and so between threads, too
         both = [pool.submit(download.obtain, many, tmp_path / 'to', {'many': ['*']}) for _ in range(2)]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from bnrcam.affinity import AffinityData, AffinityNet, crf_seed, infer_walks, pseudo_label, walk_by_affinity
+from bnrcam.affinity import walk_by_attention, AffinityData, AffinityNet, crf_seed, infer_walks, pseudo_label, walk_by_affinity
 from bnrcam.crf import crf_folder, map_images
 from bnrcam.data import DataError, VOCFolder, read_mask, write_mask
 from bnrcam.engine import provenance as module
@@ -168,6 +168,26 @@ def test_no_step(root, tmp_path):
         with pytest.raises(TrainingError, match='0.2 epochs of 8 images in batches of 8 are no step'):
             train(folder, root, epochs=.2)
     assert not (tmp_path / 'new').exists() and not (tmp_path / 'history.csv').exists()
+
+
+@pytest.mark.parametrize('value', [2., -1., .5])
+def test_labels_that_are_neither_0_nor_1(root, tmp_path, value):
+    data = VOCFolder(root, 'train', SCENE_CLASSES)
+    data.labels[2, 1] = value
+    with pytest.raises(ValueError, match=f'a label is {value:g}: 1 where the class is in the image, else 0'):
+        train_classifier(conformer(), data, 'noise1', tmp_path / 'run', epochs=1, lr=1e-3, batch_size=8, seed=0)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_store_of_another_order_of_classes(root, tmp_path):
+    "Maps have the numbers of classes only: the apples of one order are the bananas of the other."
+    data = VOCFolder(root, 'train', SCENE_CLASSES, masks=True)
+    infer_cams(conformer(), data, tmp_path / 'cams', scales=[32])
+    other = VOCFolder(root, 'train', SCENE_CLASSES[::-1], masks=True)
+    for look in (lambda: evaluate_seeds(other, tmp_path / 'cams'),
+                 lambda: infer_walks(walk_by_attention, conformer(), other, tmp_path / 'cams', tmp_path / 'walks', scale=32)):
+        with pytest.raises(DataError, match='cams: CAMs of the classes apple, .* in this order: run the cams stage again'):
+            look()
 
 
 def test_outputs_that_do_not_fit_the_labels(root, tmp_path):
