@@ -174,8 +174,8 @@ def attention_fault(body: nn.Module, tokens: Tensor, calls: Sequence[Multiplied]
 def small_picture(body: nn.Module) -> Tensor:
     "(1, 3, H, W) of 3 x 2 patches, or of the one size that `body` takes."
     size = body.patch_embed.img_size
-    if getattr(body, 'dynamic_img_size', False):
-        size = [side * patch for side, patch in zip((3, 2), body.patch_embed.patch_size)]
+    if getattr(body, 'dynamic_img_size', False):  # the ratio is that of a patch, or of a whole stem of convolutions
+        size = [side * patch for side, patch in zip((3, 2), body.patch_embed.feat_ratio(as_scalar=False))]
     return torch.linspace(-2, 2, 3 * size[0] * size[1]).view(1, 3, *size)
 
 
@@ -185,6 +185,7 @@ def check_attention(net: CAMTransformer, name: str) -> None:
     training, fault = net.training, 'it has no transformer blocks'
     if hasattr(net.body, 'blocks'):
         try: fault = attention_fault(net.body, *net.eval().patch_tokens(small_picture(net.body)))
+        except AttributeError: fault = 'its interface is not that of a vision transformer of timm'
         except Exception as error:  # whatever a network of timm has to say
             fault = f'{type(error).__name__} on a small picture: {_first_line(error)}'
     if fault:

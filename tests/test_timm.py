@@ -210,6 +210,12 @@ def test_attention_of_a_transformer(name):
         assert torch.allclose(expected.transpose(1, 2).flatten(2), mixed, atol=1e-5)
 
 
+def test_a_transformer_on_a_stem_of_convolutions():
+    "Its patch is one of the stem's map, 32 pixels."
+    net = create_classifier({'name': 'vit_small_r26_s32_224', 'depth': 1}, 3).eval()
+    with torch.no_grad(): assert net(torch.randn(1, 3, 96, 64)).cam.shape == (1, 3, 3, 2)
+
+
 def test_scale_of_the_block():
     q, k, v = torch.randn(3, 1, 2, 5, 4)
     with AttentionRecorder() as recorder:
@@ -224,7 +230,7 @@ def test_scale_of_the_block():
     ('xcit_nano_12_p16_224', 'attention'), ('cait_xxs24_224', 'attention'),
     ('beit_base_patch16_224', 'bias'), ('resnet18', 'no transformer blocks'),
     ('vit_small_patch16_18x2_224', '36 attentions in 18 blocks'),
-    ('swin_tiny_patch4_window7_224', 'blocks')])
+    ('swin_tiny_patch4_window7_224', 'blocks'), ('efficientnet_b0', 'its interface is not that of a vision transformer')])
 def test_other_attention_is_refused(name, why):
     with pytest.raises(ValueError, match=f'{name}: no CAM network, .*{why}') as error:
         create_classifier(name, 7)
