@@ -57,9 +57,13 @@ Path(output).write_text(text)
 if str(product).endswith(os.environ.get('PAUSE', 'nothing')):
     Path('paused').touch()
     while not Path('go').exists(): time.sleep(.01)
-product.with_suffix('.json').write_text(text)
-if product.stem == 'index': product.with_suffix('.html').write_text('page')
-if 'table' in product.stem: product.with_suffix('.csv').write_text('1')
+def write(ending, text):  # as the stages do, in one step and never through a link
+    partial = product.with_suffix(ending + '.partial')
+    partial.write_text(text)
+    os.replace(partial, product.with_suffix(ending))
+write('.json', text)
+if product.stem == 'index': write('.html', 'page')
+if 'table' in product.stem: write('.csv', '1')
 '''
 SOME = ('table1', 'table3', 'table5', 'figure4')
 # without what takes seconds to import
@@ -326,6 +330,38 @@ def test_damaged_products_are_named_and_made_again(repo):
         why, = re.findall(rf'reports/tiny/{stage}.ipynb again, because (.*)', result.stdout)
         assert file in why or file.endswith('.provenance')
     assert result.returncode == 0 and up_to_date(repo)
+
+
+INSTEAD = {'link': lambda path, mine: path.symlink_to(mine), 'device': lambda path, mine: path.symlink_to('/dev/zero'),
+           'pipe': lambda path, mine: os.mkfifo(path), 'folder': lambda path, mine: path.mkdir()}
+
+
+@pytest.mark.parametrize('kind', INSTEAD)
+def test_something_else_in_place_of_each_product(repo, kind, tmp_path, monkeypatch, capsys):
+    "Each is seen at once; make makes it again, or stops with its name; what a link leads to stays as it is."
+    mine = tmp_path / 'mine'
+    mine.write_text('mine')
+    paths = [path for path in sorted((repo / 'reports/tiny').rglob('*')) if path.is_file() and path.suffix in ('.ipynb', '.json', '.csv', '.provenance')]
+    monkeypatch.chdir(repo)
+    for path in paths:
+        kept = path.rename(tmp_path / 'kept')
+        INSTEAD[kind](path, mine)
+        batch.stale('reports/tiny')
+        # what was made from it is stale where it is no product any more
+        assert capsys.readouterr().out, path
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        kept.rename(path)
+    for file in PRODUCTS:
+        path = repo / 'reports/tiny' / file
+        path.unlink()
+        INSTEAD[kind](path, mine)
+    result = make(repo, 'reproduce')
+    said = result.stdout + result.stderr
+    assert mine.read_text() == 'mine'
+    if result.returncode:
+        assert any(Path(file).name in said for file in PRODUCTS) and 'Traceback' not in said, said
+    else:
+        assert up_to_date(repo) and not any((repo / 'reports/tiny' / file).is_symlink() for file in PRODUCTS)
 
 
 @pytest.mark.parametrize('damage', DAMAGES, ids='flip empty truncate remove random'.split())
