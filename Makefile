@@ -91,7 +91,7 @@ no_graph: $(if $(DRY),$(READY))
 endif
 endif
 
-.PHONY: help reproduce verify plan test export lab docs data fetched notebooks bench supported readme start clean again no_graph $(BENCH) $(TRIED)
+.PHONY: help reproduce verify plan test fuzz export lab docs data fetched notebooks bench supported readme start clean again no_graph $(BENCH) $(TRIED)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|scratch|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
@@ -107,6 +107,9 @@ plan: $(READY)  ## what reproduce would run, and how long, on this machine: a fe
 
 test: $(READY)  ## every test: notebooks, parity with the reference, bad input, the batch, the page; FAST=1: the quick ones
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(if $(FAST),-m 'not slow')
+
+fuzz: $(READY)  ## the property-based tests of every reader, with 20 times as many examples, new ones each time (half an hour)
+	FUZZ=20 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup tests/test_properties.py
 
 export: $(READY)  ## RUN=data/runs/PROFILE/RUN[/segment]: its network, classes and settings in one file, for bnrcam-predict
 	@$(BIN)/python -c "$(SHORT) from bnrcam.predict import export_model; print('Done:', export_model('$(RUN)'))"

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -48,15 +49,18 @@ pytestmark = pytest.mark.slow
 CLASSES = ('cat', 'dog', 'tea pot')
 
 
-def examples(count): return settings(max_examples=count, deadline=None, derandomize=True, database=None)
+FUZZ = int(os.environ.get('FUZZ', 1))  # how many times as many examples, other ones each time (make fuzz)
+
+
+def examples(count): return settings(max_examples=count * FUZZ, deadline=None, derandomize=FUZZ == 1, database=None)
 
 
 @pytest.fixture(autouse=True)
 def no_hang():
-    "A test that takes 5 minutes hangs; the longest takes some 10 seconds."
+    "A test that takes 5 minutes (`FUZZ` times as long) hangs; the longest takes some 10 seconds."
     def ring(*_): raise AssertionError('hangs')
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(300)
+    signal.alarm(300 * FUZZ)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
