@@ -30,8 +30,10 @@ $(if $(call fits,PROFILE,[[:alnum:]_][[:alnum:]_.-]*),,\
   $(error PROFILE='$(value PROFILE)': give the name of a file in nbs/profiles, without .yaml))
 $(if $(filter api bench readme,$(PROFILE)),\
   $(error PROFILE='$(PROFILE)': reports/$(PROFILE) is a folder of the project; give another name))
-$(foreach name,SOURCES RUN $(if $(filter file,$(origin DATA)),,DATA),$(if $(call fits,$(name),[[:alnum:]_./~+@=:-]*),,\
+$(foreach name,SOURCES RUN,$(if $(call fits,$(name),[[:alnum:]_./~+@=:-]*),,\
   $(error $(name)='$(value $(name))': give a path of letters, digits and _ . / ~ + @ = : - only)))
+$(if $(filter file,$(origin DATA)),,$(if $(call fits,DATA,[[:alnum:]_./~+@=-]+),,\
+  $(error DATA='$(value DATA)': give a folder, a path of letters, digits and _ . / ~ + @ = - only)))
 
 export PHOTOS LABELS
 export JUPYTER_PREFER_ENV_PATH := 1
@@ -135,6 +137,7 @@ fetched: $(READY)
 	@$(BIN)/python -c "$(SHORT) from bnrcam.datasets.registry import prepare; prepare('$(FETCHED)', '$(DATA)', '$(SOURCES)')"
 
 notebooks: $(READY)  ## after an edit: export the package, run the library notebooks, clean them, make the README
+	@$(BIN)/python -c "$(SHORT) from bnrcam.study.graph import cells; list(map(cells, sys.argv[1:]))" nbs/*.ipynb nbs/*/*.ipynb
 	$(BIN)/nbdev_export
 	TQDM_DISABLE=1 KINETO_LOG_LEVEL=99 $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(wildcard nbs/*.ipynb nbs/*/[0-9]*.ipynb)
 	$(BIN)/nbdev_clean

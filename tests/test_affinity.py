@@ -215,6 +215,15 @@ def random_trunk(seed=0, width=1 / 16):
     return model
 
 
+def test_params_with_one_name_twice(tmp_path):
+    "The last one would win, unsaid."
+    arrays = trunk_arrays(random_trunk(), 'float32')
+    content, name, other = params_bytes(arrays), *[*arrays][:2]
+    (tmp_path / 'a.params').write_bytes(content.replace(struct.pack('<Q', len(other)) + other.encode(),
+                                                        struct.pack('<Q', len(name)) + name.encode()))
+    with pytest.raises(WeightsError, match='1 of them|of them different'): load_resnet38(ResNet38(1 / 16), tmp_path / 'a.params')
+
+
 @pytest.mark.parametrize('form', [0, 1, 2])
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])
 def test_params_file(tmp_path, form, dtype):

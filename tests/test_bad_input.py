@@ -2,6 +2,8 @@
 import pickle
 import shutil
 
+import struct
+
 import numpy as np
 import pytest
 import timm
@@ -35,6 +37,23 @@ def test_missing_folder(tmp_path):
     with pytest.raises(DataError) as error:
         VOCFolder(tmp_path / 'nowhere', 'train', SCENE_CLASSES)
     one_line(error, tmp_path / 'nowhere', 'JPEGImages')
+
+
+@pytest.mark.parametrize('classes', ['cat', [0, 1], [], ['cat', 'cat'], ['cat', ' ']])
+def test_classes_that_are_no_list_of_names(folder, classes):
+    with pytest.raises(DataError, match="classes .*give a list of names|names must differ") as error:
+        VOCFolder(folder, 'train', classes)
+    one_line(error)
+
+
+def test_a_header_that_says_more_pixels_than_there_are(folder):
+    "The rest would be grey, as a torn download is."
+    path = first(folder, 'JPEGImages', 'jpg')
+    width, height = Image.open(path).size
+    path.write_bytes(path.read_bytes().replace(struct.pack('>HH', height, width), struct.pack('>HH', 9000, 9000), 1))
+    with pytest.raises(DataError) as error:
+        VOCFolder(folder, 'train', SCENE_CLASSES)[0]
+    one_line(error, path)
 
 
 def test_missing_split(folder):

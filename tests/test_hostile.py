@@ -575,7 +575,7 @@ def make(repo, *arguments):
     'PROFILE=x\ntouch {}',
     'PROFILE=$(shell touch {})', 'PROFILE=..', 'PROFILE=../../x', 'PROFILE=', 'PROFILE=x y', 'DATA=x; touch {}',
     'DATA=$$(touch {})',
-    'DATA=x y', "SOURCES=')+__import__('os').system('touch {}')+str('", 'SOURCES=x|touch {}'])
+    'DATA=x y', 'DATA=', 'DATA=a:b', "SOURCES=')+__import__('os').system('touch {}')+str('", 'SOURCES=x|touch {}'])
 @pytest.mark.parametrize('target', ['reproduce', 'clean'])
 def test_what_goes_to_the_shell(repo, mark, argument, target):
     result = make(repo, target, argument.format(mark))

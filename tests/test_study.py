@@ -2,10 +2,12 @@
 import copy
 import os
 import shutil
+import sys
 import time
 from functools import cache, reduce
 
 import pytest
+import yaml
 
 import test_faults
 from bnrcam.study import graph
@@ -42,6 +44,24 @@ def test_a_comment_is_a_comment(tmp_path):
     found = jobs(profile(tmp_path, ('model: {', '# weights: x.safetensors\nmodel: {')), base=ROOT)
     assert {file for job in found.values() for file in job.files} == {
         'data/start/conformer_mini.safetensors', 'data/start/resnet38_eighth.safetensors'}
+
+
+def test_words_in_a_text_are_no_settings(tmp_path):
+    found = jobs(profile(tmp_path, ('about: >-', 'about: >-\n  Published weights: none; weights: data/x.safetensors.')), base=ROOT)
+    assert {job.name for job in found.values()} == {job.name for job in jobs(read_profile(ROOT / 'nbs/profiles/mini.yaml'), base=ROOT).values()}
+
+
+def test_a_folder_named_by_a_number_is_text(tmp_path):
+    "DATA=2012, which papermill's command line would read as a number."
+    job = jobs(profile(tmp_path), '2012', base=ROOT)['noise1-s0/cams']
+    assert yaml.safe_load(graph.text(job, 'mini.yaml', lambda *_: {}))['root'] == '2012'
+
+
+def test_conflict_marks_in_a_notebook(repo):
+    path = repo / 'nbs/05_losses.ipynb'
+    path.write_text(path.read_text().replace('"cells": [', '<<<<<<< HEAD\n "cells": [\n=======\n "cells": [', 1))
+    result = make(repo, 'notebooks', f'VENV={sys.prefix}', '-o', f'{sys.prefix}/ready')
+    assert result.returncode and 'nbs/05_losses.ipynb: no notebook' in result.stderr and 'Traceback' not in result.stderr
 
 
 @pytest.mark.parametrize('old, new, key, right', [

@@ -31,7 +31,9 @@ def composed(name: str) -> str:
 def on_disk(path: str | Path) -> Path:
     "The path, or the same name in the other Unicode form where only this is there."
     path = Path(path)
-    forms = [path, *(path.with_name(unicodedata.normalize(form, path.name)) for form in ('NFC', 'NFD'))]
+    if path.exists():
+        return path
+    forms = [path.with_name(unicodedata.normalize(form, path.name)) for form in ('NFC', 'NFD')]
     return next((form for form in forms if form.exists()), path)
 
 # %% ../../nbs/datasets/06_layout.ipynb #1a700009
@@ -40,8 +42,11 @@ ENDINGS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')  # of phot
 
 def photograph(root: str | Path, name: str) -> Path:
     "The file of an image in a folder in VOC layout: JPEGImages/NAME and the first of `ENDINGS` that is there, else .jpg."
-    paths = [on_disk(Path(root, 'JPEGImages', f'{name}{end}')) for ending in ENDINGS for end in (ending, ending.upper())]
-    return next((path for path in paths if path.exists()), paths[0])
+    usual = Path(root, 'JPEGImages', f'{name}.jpg')
+    if usual.exists():  # at the cost of one look: splits have thousands
+        return usual
+    paths = (on_disk(usual.with_name(f'{name}{end}')) for ending in ENDINGS for end in (ending, ending.upper()))
+    return next((path for path in paths if path.exists()), usual)
 
 # %% ../../nbs/datasets/06_layout.ipynb #1a70000c
 PATHS = re.compile(r'/?JPEGImages/(?P<name>[^/]+)\.\w+( /?(?P<masks>SegmentationClass\w*)/(?P=name)\.png)?')
