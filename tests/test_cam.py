@@ -60,7 +60,7 @@ def test_blocks_of_different_precision():
     assert [g.dtype for g in ours[1:]] == [part.dtype for part in (cam, *queries, *keys)]
     wide = cam, [q.double() for q in queries], [k.double() for k in keys]
     z = textbook(*wide, 1, False)
-    assert_equal(ours, [z.detach(), *torch.autograd.grad(z.square().sum(), [cam, *queries, *keys])], 1e-6)
+    assert_equal(ours, [z.detach(), *torch.autograd.grad(z.square().sum(), [cam, *queries, *keys])], 1e-5)  # gradients of float32: 2**-24 each, some terms cancel
 
 
 @pytest.mark.slow
