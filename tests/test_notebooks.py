@@ -1,4 +1,6 @@
 """The library notebooks run, agree with the package, and carry nothing that does not belong in git."""
+import base64
+import io
 import json
 import re
 import shutil
@@ -7,8 +9,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = sorted([*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs').glob('*/[0-9]*.ipynb')])
@@ -101,6 +105,18 @@ def test_papermill_passes_on_what_a_result_notebook_says(tmp_path):
     nbformat.write(notebook, tmp_path / 'in.ipynb')
     execute_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {'x': 2}, kernel_name='python3', progress_bar=False)
     assert json.loads((tmp_path / 'out.ipynb').read_text())['metadata']['bnrcam'] == {'needs': ['cams'], 'order': 5}
+
+
+@pytest.mark.parametrize('path', [ROOT / 'nbs/index.ipynb', *LIBRARY], ids=lambda path: path.stem)
+def test_stored_outputs_are_fit_to_be_shown(path):
+    "No error, no warning or progress bar, no path of the machine that they were made on, no picture without ink."
+    for cell in json.loads(path.read_text())['cells']:
+        for output in cell.get('outputs', []):
+            assert output['output_type'] != 'error' and output.get('name') != 'stderr', output
+            assert not re.search(r'/(work|home|root|Users)/|Traceback', json.dumps(output)), output
+            if picture := output.get('data', {}).get('image/png'):
+                pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(''.join(picture)))).convert('L'))
+                assert pixels.min() < 128 < pixels.max(), 'an empty picture'
 
 
 @pytest.mark.slow
