@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from bnrcam import cam
 from bnrcam.models import create_classifier
 from bnrcam.scenes import write_scenes
 from browsing import chromium
@@ -35,6 +36,12 @@ def folder(scenes, tmp_path):
     "A copy of the scenes that a test may spoil."
     import shutil
     return shutil.copytree(scenes, tmp_path / 'data')
+
+
+@pytest.fixture(params=['strips', 'fused'])
+def form(request, monkeypatch):
+    "How refinement multiplies by attention: the form of a processor, and that of a graphics card, here on a processor."
+    monkeypatch.setattr(cam, 'FUSED', {'cpu'} if request.param == 'fused' else set())
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ import torch
 from bnrcam.cam import add_noise, attention_map, pooled_noise, refine, strips
 
 
+pytestmark = pytest.mark.usefixtures('form')
+
+
 def textbook(cam, queries, keys, order, through):
     "z of M** by N x N matrices; the noise is a constant unless `through`."
     A = attention_map(queries, keys)
@@ -46,11 +49,11 @@ def assert_equal(ours, theirs, tolerance):
 @pytest.mark.parametrize('order', [0, 1, 2, 3])
 @pytest.mark.parametrize('shapes', [[(1, 2, 7, 8)] * 3, [(1, 2, 7, 8), (1, 4, 7, 8)], [(1, 2, 7, 8), (1, 2, 7, 4)],
                                     [(1, 1, 7, 16), (1, 4, 7, 4), (1, 2, 7, 8)]])
-@pytest.mark.parametrize('form', [by_add_noise, by_pooled_noise])
-def test_blocks_of_any_heads(form, shapes, order, through):
+@pytest.mark.parametrize('written', [by_add_noise, by_pooled_noise])
+def test_blocks_of_any_heads(written, shapes, order, through):
     "A block's gradient takes its own scale and its own number of heads."
     leaves = inputs(shapes, (2, 3))
-    assert_equal(*[value_and_gradients(f, *leaves, order, through) for f in (form, textbook)], 1e-12)
+    assert_equal(*[value_and_gradients(f, *leaves, order, through) for f in (written, textbook)], 1e-12)
 
 
 def test_blocks_of_different_precision():

@@ -47,6 +47,7 @@ def test_conformer(size, pixels):
         close(attention_map(out.queries, out.keys), file['attn_sum'], 2e-5 if pixels == 128 else 2e-3)
 
 
+@pytest.mark.usefixtures('form')
 @pytest.mark.slow
 @pytest.mark.parametrize('size', ['tiny', 'small'])
 def test_conformer_float64(size):
@@ -85,6 +86,7 @@ def test_imagenet_classifier():
 BNR = {'k0': 'noise0', 'k1': 'noise1', 'k2': 'noise2', 'k1x2': 'noise2x'}
 
 
+@pytest.mark.usefixtures('form')
 @pytest.mark.parametrize('key', BNR)
 def test_bnr_loss(key):
     file = golden('bnr_loss_small_128')
@@ -112,6 +114,7 @@ def gradients(file, variant, dtype):
     return losses, np.array([ours[name].grad.norm().item() for name in file['grad_names']]), net.cls_token.grad.flatten()
 
 
+@pytest.mark.usefixtures('form')
 @PRECISION
 def test_authors_loss_and_gradients(dtype, suffix, norms, token):
     """The authors' own code, i2mond/BNR, in which the noise attention is detached. Their file cannot run as it is: a second
@@ -124,6 +127,7 @@ def test_authors_loss_and_gradients(dtype, suffix, norms, token):
     close(cls_token, file['grad_cls_token_f64'], token)
 
 
+@pytest.mark.usefixtures('form')
 def test_authors_noise():
     file = golden('bnr_official_small_128')
     with torch.no_grad():
@@ -133,6 +137,7 @@ def test_authors_noise():
         close(noise_logits(out), file['z'], 1e-4)
 
 
+@pytest.mark.usefixtures('form')
 @PRECISION
 def test_gradients_through_both_factors(dtype, suffix, norms, token):
     "Our variant: its gradients are others than those with the noise attention detached."
