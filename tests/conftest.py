@@ -16,6 +16,7 @@ SLOW = {'browser', 'api', 'copy', 'fresh', 'repo'}
 ONCE = {'test_batch.repo', 'test_lab.lab', 'test_photos.study', 'test_public.study', 'test_scale.one_and_two', 'test_wheel.python'}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     "`make test FAST=1` leaves out what is marked slow: what starts kernels, make or a browser, or trains for long."
     for item in items:

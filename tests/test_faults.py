@@ -158,7 +158,8 @@ def fresh(repo):
 def refused(result, process):
     "The one line of a batch that was refused because of `process`."
     line, = result.stderr.splitlines()
-    assert result.returncode and 'reports/.tiny.lock' in line and f'process {process.pid};' in line and 'wait' in line
+    who = f'process {process.pid}' + ', which has ended' * (process.poll() is not None)
+    assert result.returncode and 'reports/.tiny.lock' in line and f'{who};' in line and 'wait' in line
     return not ran(result.stdout)
 
 

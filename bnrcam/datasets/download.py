@@ -177,6 +177,7 @@ def start_of(response: http.client.HTTPResponse, part: Path) -> int:
 class PrivateHops(HTTPRedirectHandler):
     "Goes where a server sends it, unless somebody on the way there could change the bytes: then DataError."
     def redirect_request(self, request, answer, code, message, headers, url):
+        "The request for `url`; DataError unless it is private."
         if not is_private(url):
             raise DataError(f'{request.full_url}: leads to {url}, which is not https')
         return super().redirect_request(request, answer, code, message, headers, url)
@@ -298,6 +299,7 @@ class Bounded:
     def __init__(self, stream: BinaryIO): self.stream, self.seek, self.tell = stream, stream.seek, stream.tell
 
     def read(self, size: int) -> bytes:
+        "The next `size` bytes, or fewer at the end."
         if size > 2**24:
             raise tarfile.ReadError(f'a header of {size} bytes')
         return self.stream.read(size)

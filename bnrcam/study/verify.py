@@ -141,7 +141,7 @@ def check_archive(study: Study, file: str) -> str | None:
 def networks(study: Study) -> dict[Path, Path | None]:
     "The weights that the executed stages leave, and the folder of what each network made, if it made any."
     found: dict[Path, Path | None] = {}
-    for notebook in sorted(executed(study.reports)):
+    for notebook in sorted(path for path in executed(study.reports) if path.parent != study.reports):
         run, stage = study.runs / notebook.parent.name, notebook.stem
         if stage in ('pretrain', 'trunk', 'train'):
             found[run / 'model.safetensors'] = run / 'cams' if stage == 'train' else None
