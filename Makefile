@@ -194,14 +194,17 @@ data/mini/scenes.json: bnrcam/scenes.py | $(READY)
 	@touch $@
 
 # The executed notebook is the product. A notebook that fails stays beside it as NAME.failed.ipynb, for reading.
-# NAME.provenance records what it was made from; while it is made, files 8 and 9 share the locks.
+# NAME.provenance records what it was made from; while it is made, files 8 and 9 share the locks. What LAUNCH does not
+# launch runs in a warm kernel (bnrcam.engine.kernels).
 # $(call papermill,PARAMETERS): runs the notebook among the prerequisites, with the settings among them.
+warm = $(if $(or $(filter reports/bench/%,$@),$(and $(LAUNCH),$(findstring nbs/stages/,$^))),,yes)
 define papermill
 	@mkdir -p $(@D); rm -f $(@:.ipynb=.log)
 	@echo '[$(patsubst reports/%.ipynb,%,$@)]'
 	@$(GUARD) begin $@ $(filter-out again,$^)
 	@exec 9<> $(firstword $(LOCKS)) 8<> $(lastword $(LOCKS)); $(GUARD) share 9 8; \
-	  $(if $(findstring nbs/stages/,$^),$(LAUNCH)) $(BIN)/papermill $(firstword $(filter nbs/%.ipynb,$^)) \
+	  $(if $(warm),BNRCAM_MAKE=$$PPID JUPYTER_PATH="$$PWD/nbs$${JUPYTER_PATH:+:$$JUPYTER_PATH}",$(if $(findstring nbs/stages/,$^),$(LAUNCH))) \
+	  $(BIN)/papermill $(if $(warm),-k warm) $(firstword $(filter nbs/%.ipynb,$^)) \
 	    $(@:.ipynb=.failed.ipynb) $(addprefix -f ,$(filter %.yaml,$^)) $(1) \
 	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
 	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \
