@@ -1,4 +1,7 @@
 """What several tests need: a tiny folder in VOC layout, and a tiny network."""
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +10,10 @@ from bnrcam.models import create_classifier
 from bnrcam.scenes import write_scenes
 from browsing import chromium
 from miniature import serve
+
+# notebooks that a test runs with the kernel `warm` share the imports of this process's first
+os.environ['BNRCAM_MAKE'] = str(os.getpid())
+os.environ['JUPYTER_PATH'] = os.pathsep.join([str(Path(__file__).parents[1] / 'nbs'), *filter(None, [os.environ.get('JUPYTER_PATH')])])
 
 # fixtures that are a browser, a server of notebooks, or a copy of the project in which make runs
 SLOW = {'browser', 'api', 'copy', 'fresh', 'repo'}

@@ -25,7 +25,6 @@ def make():
 
 class Kernel:
     def __init__(self, monkeypatch, make, **environment):
-        monkeypatch.setenv('JUPYTER_PATH', str(ROOT / 'nbs'))
         monkeypatch.setenv('PYTHONPATH', str(ROOT))
         self.manager, self.client = start_new_kernel(kernel_name='warm', env={**os.environ, 'BNRCAM_MAKE': str(make.pid), **environment})
 

@@ -125,7 +125,7 @@ def test_runs(path):
     "To its end. How long it takes is for `make bench` to say: here only what hangs fails, at 5 minutes a cell."
     notebook = nbformat.read(path, as_version=4)
     assert any(cell.get('outputs') for cell in notebook.cells), 'shows nothing'
-    NotebookClient(notebook, timeout=300, kernel_name='python3', resources={'metadata': {'path': path.parent}}).execute()
+    NotebookClient(notebook, timeout=300, kernel_name='warm', resources={'metadata': {'path': path.parent}}).execute()
 
 
 def test_import_needs_no_notebook_tools():

@@ -358,7 +358,7 @@ def run_stage(name, root, place, **parameters):
     defaults = {'profile': 'small', 'root': str(root), 'compute': {'threads': 1, 'workers': 0, 'precision': 'no',
                                                                        'checkpointing': False}}
     papermill.execute_notebook(REPO / f'nbs/stages/{name}.ipynb', place / f'{name}.ipynb', {**defaults, **parameters}, cwd=place,
-                               progress_bar=False, start_timeout=600)
+                               progress_bar=False, start_timeout=600, kernel_name='warm')
 
 
 def test_stage_with_another_drop_path_rate(root, tmp_path):

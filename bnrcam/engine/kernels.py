@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'address', 'same_user', 'become', 'serve', 'connected', 'stand_for', 'start']
 
-# %% ../../nbs/engine/07_kernels.ipynb #84bacdba
+# %% ../../nbs/engine/07_kernels.ipynb #5019fdd5
 import hashlib
 import importlib
 import json
@@ -22,13 +22,13 @@ import time
 import warnings
 from contextlib import suppress
 
-# %% ../../nbs/engine/07_kernels.ipynb #12030b97
+# %% ../../nbs/engine/07_kernels.ipynb #f484f2ce
 LIBRARIES = ('torch', 'timm', 'pandas', 'seaborn', 'ipykernel.kernelapp', 'ipykernel.ipkernel')  # what nearly all kernels import
 
 
 def address(make: str) -> str:
-    "The address of the server of kernels for the process `make`, this folder and this Python."
-    key = f'{os.getuid()} {make} {os.getcwd()} {sys.executable}'
+    "The address of the server of kernels for the process `make` and this Python."
+    key = f'{os.getuid()} {make} {sys.executable}'
     return '\0bnrcam-' + hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -37,7 +37,7 @@ def same_user(connection: socket.socket) -> bool:
     _, uid, _ = struct.unpack('3i', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize('3i')))
     return uid == os.getuid()
 
-# %% ../../nbs/engine/07_kernels.ipynb #3edf7c44
+# %% ../../nbs/engine/07_kernels.ipynb #c8f8ece4
 def become(connection: socket.socket) -> None:
     "Turn this copy of the server into the kernel that the other end of `connection` asks for, and end when that ends."
     message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
@@ -47,6 +47,7 @@ def become(connection: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    os.chdir(asked['folder'])
     importlib.import_module('numpy.random').seed()
     os.environ.clear()
     os.environ.update(asked['environment'])
@@ -62,6 +63,8 @@ def serve(make: str) -> None:
         door.bind(address(make))
         door.listen(64)
         os.environ['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'  # as in every kernel
+        if sys.path[0] == os.getcwd():  # by `python -m`; a kernel looks in its own folder
+            del sys.path[0]
         for name in LIBRARIES:
             importlib.import_module(name)
         warnings.filterwarnings('ignore', 'This process', DeprecationWarning)  # that it has threads: none of Python's
@@ -76,7 +79,7 @@ def serve(make: str) -> None:
                     os._exit(0)
                 connection.close()
 
-# %% ../../nbs/engine/07_kernels.ipynb #b341b9d6
+# %% ../../nbs/engine/07_kernels.ipynb #48a62021
 def connected(make: str) -> socket.socket | None:
     "A connection to the server of kernels, which is started if there is none; None if that cannot be had."
     connection = socket.socket(socket.AF_UNIX)
@@ -107,7 +110,7 @@ def start(arguments: list[str]) -> None:
     connection = connected(make) if make and sys.platform == 'linux' else None
     if connection:
         environment = {name: value for name, value in os.environ.items() if name != 'JPY_PARENT_PID'}
-        asked = {'arguments': ['ipykernel_launcher', *arguments], 'environment': environment}
+        asked = {'arguments': ['ipykernel_launcher', *arguments], 'folder': os.getcwd(), 'environment': environment}
         with suppress(OSError):
             socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
             if kernel := connection.recv(32):
