@@ -9,7 +9,7 @@ LABELS  ?=
 PYTHON  ?= python3
 VENV    ?= .venv
 # stages run side by side: on the embedded dataset one a core, elsewhere one at a time, unless given
-JOBS    ?= $(if $(filter mini scratch,$(PROFILE)),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),1)
+JOBS    ?= $(if $(filter mini scratch when,$(PROFILE)),$(shell nproc 2>/dev/null || sysctl -n hw.ncpu),1)
 
 # make 3.81, which macOS brings, takes no .SHELLFLAGS: a stage that fails would look done
 $(if $(filter 3.%,$(MAKE_VERSION)),$(error this is GNU make $(MAKE_VERSION), and 4 or newer is needed: make (Debian, \
@@ -95,7 +95,7 @@ endif
 
 .PHONY: help reproduce verify plan test fuzz export lab docs data fetched notebooks bench supported readme start clean again no_graph $(BENCH) $(TRIED)
 help:  ## this list
-	@echo 'make TARGET [PROFILE=mini|scratch|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
+	@echo 'make TARGET [PROFILE=mini|scratch|when|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 reproduce: $(if $(GRAPH),$(OUT)/index.ipynb)  ## run what is stale of the study; the result is reports/PROFILE/index.html

@@ -27,10 +27,12 @@ def noise_logits(output: CAMOutput, order: int = 1, scale: float = 1.,
 
 class Variant(NamedTuple):
     """A form of the loss. title: its name in tables and figures. logits: of the second loss, (B, S),
-    from the network's output; None: there is no second loss. paper: its row in Table 5."""
+    from the network's output; None: there is no second loss. paper: its row in Table 5. weight: of the
+    second loss, 1 in the paper."""
     title: str
     logits: Callable[[CAMOutput], Tensor] | None = None
     paper: str | None = None
+    weight: float = 1.
 
 
 VARIANTS = {
@@ -63,4 +65,4 @@ def bnr_loss(output: CAMOutput, labels: Tensor, variant: Variant = VARIANTS['noi
     if variant.logits is None:
         return {'loss': loss_cls, 'loss_cls': loss_cls}
     loss_noise = classification_loss(variant.logits(output), labels)
-    return {'loss': loss_cls + loss_noise, 'loss_cls': loss_cls, 'loss_noise': loss_noise}
+    return {'loss': loss_cls + variant.weight * loss_noise, 'loss_cls': loss_cls, 'loss_noise': loss_noise}

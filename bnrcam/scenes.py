@@ -288,14 +288,14 @@ def write_scene(root: Path, name: str, scene: Scene) -> None:
     mask.save(root / f'SegmentationClass/{name}.png')
     (root / f'Annotations/{name}.xml').write_text(annotation(name, scene, 'scenes'))
 
-def fill(root: Path, sizes: dict[str, int], seed: int) -> None:
+def fill(root: Path, sizes: dict[str, int], seed: int, context_rate: float) -> None:
     """Write every scene of every split under a VOC root, and the lists of the splits."""
     for part in FOLDERS: (root / part).mkdir(parents=True)
     names = {split: [f'{split}_{i:05d}' for i in range(n)] for split, n in sizes.items()}
     with tqdm(total=sum(sizes.values()), desc='scenes', unit='image', mininterval=.5) as bar:
         for split, stems in names.items():
             for i, name in enumerate(stems):
-                write_scene(root, name, make_scene(scene_rng(seed, split, i)))
+                write_scene(root, name, make_scene(scene_rng(seed, split, i), context_rate))
                 bar.update()
             (root / f'ImageSets/Segmentation/{split}.txt').write_text(''.join(f'{name}\n' for name in stems))
 
@@ -320,19 +320,20 @@ def holds(folder: Path, stamp: dict) -> bool:
     raise ValueError(f'{folder} holds {found}, not {stamp}: delete the folder, or name another one')
 
 # %% ../nbs/01_scenes.ipynb #3778bb9b
-def write_scenes(folder: str | Path, sizes: dict[str, int] = SCENE_SIZES, seed: int = 0) -> Path:
+def write_scenes(folder: str | Path, sizes: dict[str, int] = SCENE_SIZES, seed: int = 0,
+                 context_rate: float = CONTEXT_RATE) -> Path:
     """Write the dataset in VOC layout, or return at once if folder holds this very dataset. Same seed, same bytes.
 
-    sizes: images a split. ValueError if folder holds anything else."""
+    sizes: images a split. context_rate: as in `make_scene`. ValueError if folder holds anything else."""
     check_request(sizes, seed)
     folder = Path(folder)
-    stamp = dict(generator=GENERATOR, seed=seed, sizes=dict(sizes), classes=list(SCENE_CLASSES))
+    stamp = dict(generator=GENERATOR, seed=seed, sizes=dict(sizes), classes=list(SCENE_CLASSES), context_rate=context_rate)
     if holds(folder, stamp): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f'.{folder.name}.{os.getpid()}')
     shutil.rmtree(unfinished, ignore_errors=True)             # of a killed run whose process number came back
     try:
-        fill(unfinished, sizes, seed)
+        fill(unfinished, sizes, seed, context_rate)
         (unfinished / 'scenes.json').write_text(json.dumps(stamp) + '\n')
         if not holds(folder, stamp): os.replace(unfinished, folder)    # another process may have been faster
     finally: shutil.rmtree(unfinished, ignore_errors=True)

@@ -279,11 +279,13 @@ def fit(model: nn.Module, dataset: Dataset, loss: Callable[[nn.Module, dict], di
 
 # %% ../nbs/06_train.ipynb #11035951
 def train_classifier(model: nn.Module, dataset: Dataset, variant: str, folder: str | Path, *, epochs: float, lr: float,
-                     batch_size: int, seed: int, weight_decay: float = 5e-4,
+                     batch_size: int, seed: int, weight_decay: float = 5e-4, weight: float | None = None,
                      schedule: Callable[[float], float] = constant, precision: str = 'no', workers: int = 0) -> pd.DataFrame:
-    "`fit` for Eq. 9: variant is a name in `bnrcam.losses.VARIANTS`; defaults as in the paper, section 4.2."
+    """`fit` for Eq. 9: variant is a name in `bnrcam.losses.VARIANTS`, weight that of its second loss, if not the variant's
+    own; defaults as in the paper, section 4.2."""
+    form = VARIANTS[variant] if weight is None else VARIANTS[variant]._replace(weight=weight)
     check_labels(dataset)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    return fit(model, dataset, lambda net, batch: bnr_loss(net(batch['image']), batch['labels'], VARIANTS[variant]),
+    return fit(model, dataset, lambda net, batch: bnr_loss(net(batch['image']), batch['labels'], form),
                optimizer, folder, epochs=epochs, batch_size=batch_size, seed=seed, schedule=schedule, precision=precision,
-               workers=workers, run={'variant': variant, 'lr': lr, 'weight_decay': weight_decay})
+               workers=workers, run={'variant': variant, 'weight': form.weight, 'lr': lr, 'weight_decay': weight_decay})

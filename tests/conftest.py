@@ -16,11 +16,12 @@ os.environ['BNRCAM_MAKE'] = str(os.getpid())
 os.environ['JUPYTER_PATH'] = os.pathsep.join([str(Path(__file__).parents[1] / 'nbs'), *filter(None, [os.environ.get('JUPYTER_PATH')])])
 
 # fixtures that are a browser, a server of notebooks, or a copy of the project in which make runs
-SLOW = {'browser', 'api', 'copy', 'fresh', 'repo'}
+SLOW = {'browser', 'api', 'copy', 'fresh', 'repo', 'study'}
 
 
 # fixtures that take a minute: the tests of a module that have one run in one process, so that it is made once
-ONCE = {'test_batch.repo', 'test_lab.lab', 'test_photos.study', 'test_public.study', 'test_scale.one_and_two', 'test_wheel.python'}
+ONCE = {'test_batch.repo', 'test_lab.lab', 'test_photos.study', 'test_public.study', 'test_scale.one_and_two', 'test_wheel.python',
+        'test_when.study'}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NUMBERS', 'RESERVED', 'Name', 'Word', 'File', 'Label', 'Count', 'Pixels', 'Number', 'Share', 'Decay', 'Rate',
            'different', 'fit_for_a_cell', 'increasing', 'Section', 'Dataset', 'Model', 'Augment', 'Training', 'Trunk',
-           'Inference', 'Walk', 'Pseudo', 'Affinity', 'Segment', 'Compute', 'Profile', 'problems', 'ProfileError',
-           'sections', 'explain', 'check', 'read_profile', 'completed']
+           'Inference', 'Walk', 'Pseudo', 'Affinity', 'Segment', 'When', 'Compute', 'Profile', 'problems',
+           'ProfileError', 'sections', 'explain', 'check', 'read_profile', 'completed']
 
 # %% ../../nbs/study/00_profile.ipynb #edd6f3f0
 import re
@@ -184,6 +184,21 @@ class Segment(Section):
     scales: Annotated[list[Number], Field(min_length=1), AfterValidator(different)]
 
 
+class When(Section):
+    """The sweep that asks when the noise helps. starts: numbers of scenes that the start weights learn further from, queries
+    and keys free, which makes their attention noisier. At the first and the last of them, other values of one setting at a
+    time: contexts (of context_rate, how often a class brings its own texture), epochs and rates of `train`, weights of the
+    second loss. train_scenes, scored_scenes: how many."""
+    starts: Annotated[list[Annotated[int, Field(ge=0, le=10**9)]], Field(min_length=1), AfterValidator(different)]
+    context_rate: Share
+    contexts: Annotated[list[Share], AfterValidator(different)]
+    epochs: Annotated[list[Number], AfterValidator(different)]
+    rates: Annotated[list[Rate], AfterValidator(different)]
+    weights: Annotated[list[Number], AfterValidator(different)]
+    train_scenes: Count
+    scored_scenes: Count
+
+
 class Compute(Section):
     "How, not what: processor threads, loader processes, floats of 16 bits, memory against time."
     threads: Count
@@ -218,6 +233,7 @@ class Profile(Section):
     pseudo: Pseudo | None = None
     affinity: Affinity | None = None
     segment: Segment | None = None
+    when: When | None = None
     compute: Compute
 
     @model_validator(mode='after')

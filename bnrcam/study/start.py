@@ -74,12 +74,13 @@ RECIPES = {
 
 
 def start_classifier(folder: Path, model: dict, length: int, lr: float, weight_decay: float, seed: int, held: bool = True,
-                     **kwargs) -> nn.Module:
-    """A Conformer trained from scratch on `length` scenes an epoch, queries and keys equal, and held unless `held` is
-    False; kwargs of `fit`."""
+                     start: str | None = None, **kwargs) -> nn.Module:
+    """A Conformer trained on `length` scenes an epoch: from scratch with queries and keys equal, or from the weights
+    `start`. Queries and keys are held unless `held` is False; kwargs of `fit`."""
     torch.manual_seed(seed)
-    net = create_classifier(model, 1 + len(SCENE_CLASSES))
-    tie_query_key(net)
+    net = create_classifier(model, 1 + len(SCENE_CLASSES), start)
+    if start is None:
+        tie_query_key(net)
     kept = hold_query_key(net) if held else []
     others = [parameter for parameter in net.parameters() if all(parameter is not weight for weight in kept)]
     optimizer = torch.optim.AdamW([{'params': others}, {'params': kept, 'weight_decay': 0}], lr=lr,

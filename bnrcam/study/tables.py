@@ -23,6 +23,7 @@ from .records import (Study, load_results, load_timm_backbones, networks, proven
                                   write_result, write_text)
 from .statistics import INTERVAL, by_seed, embolden, mean_spread, paired_difference
 from .submit import read_scores
+from .trials import when_table
 
 # %% ../../nbs/study/07_tables.ipynb #e99e0c4b
 DIFFERENCE = 'difference to baseline'
@@ -343,7 +344,7 @@ def coverage(study: Study) -> tuple[pd.DataFrame, dict]:
 
 
 TABLES = {'table1': table1, 'table2': table2, 'table3': table3, 'table4': table4,
-          'table5': table5, 'coverage': coverage}
+          'table5': table5, 'coverage': coverage, 'when_best': when_table}
 
 
 def _comparison(n, study, test):
