@@ -204,8 +204,8 @@ define papermill
 	@$(GUARD) begin $@ $(filter-out again,$^)
 	@exec 9<> $(firstword $(LOCKS)) 8<> $(lastword $(LOCKS)); $(GUARD) share 9 8; \
 	  $(if $(warm),BNRCAM_MAKE=$$PPID JUPYTER_PATH="$$PWD/nbs$${JUPYTER_PATH:+:$$JUPYTER_PATH}",$(if $(findstring nbs/stages/,$^),$(LAUNCH))) \
-	  $(BIN)/papermill $(if $(warm),-k warm) $(firstword $(filter nbs/%.ipynb,$^)) \
-	    $(@:.ipynb=.failed.ipynb) $(addprefix -f ,$(filter %.yaml,$^)) $(1) \
+	  $(BIN)/papermill $(firstword $(filter nbs/%.ipynb,$^)) \
+	    $(@:.ipynb=.failed.ipynb) $(addprefix -f ,$(filter %.yaml,$^)) $(1) $(if $(warm),-k warm) \
 	    --log-output --no-progress-bar --start-timeout 600 2>&1 | tee $(@:.ipynb=.log) \
 	  | { grep --line-buffered '%|' || true; } | sed -u 's|^[[:cntrl:]]*|  $(patsubst reports/%.ipynb,%,$@) |' \
 	  || { echo "[$(patsubst reports/%.ipynb,%,$@)] $$(grep -v '^ *$$' $(@:.ipynb=.log) | tail -n 1)"; \

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 ALL = sorted(path.stem for path in (ROOT / 'nbs').glob('[0-9]*.ipynb'))
-ASKED = os.environ.get('BNRCAM_LAB', '00_paper,05_losses,08_evaluate')
+ASKED = os.environ.get('BNRCAM_LAB', '00_paper,01_scenes,08_evaluate')
 TOKEN = secrets.token_hex(16)
 
 # of the notebook in front: whether its kernel waits, how many code cells have not run, and the errors in outputs

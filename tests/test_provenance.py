@@ -468,7 +468,7 @@ CASES = {
     'fit': {**TRAINING, 'model': (lambda p: trunk(), lambda p: trunk(1)), 'dataset': (lambda p: p.fewer, lambda p: p.crops),
             'loss': (own_loss, heavy_loss), 'optimizer': 'test_settings_of_a_training has its rates', 'run': ({'a': 1}, {'a': 2}),
             'schedule': (lambda progress: 1., lambda progress: .5)},
-    'train_classifier': {**TRAINING, 'model': (lambda p: conformer(), lambda p: conformer(.5)), 'variant': ('noise1', 'baseline'),
+    'train_classifier': {**TRAINING, 'model': (lambda p: conformer(), lambda p: conformer(.5)), 'variant': ('noise1', 'baseline'), 'weight': (.5, 2.),
                          'dataset': (lambda p: p.fewer, lambda p: p.crops), 'lr': (1e-3, 1e-4), 'weight_decay': (0., .5),
                          'schedule': (lambda progress: 1., lambda progress: .5)},
     'train_trunk': {**TRAINING, 'model': (lambda p: trunk(), lambda p: trunk(1)), 'lr': (1e-3, 1e-4), 'weight_decay': (0., .5),

@@ -24,6 +24,7 @@ import torch
 from ..affinity import pseudo_label
 from ..data import DataError, read_mask, read_split
 from ..evaluate import class_scores, evaluate_labels, evaluate_seeds
+from .graph import result_steps
 from .profile import read_profile
 from .records import SHARED, Study, executed, file_digest, read_json
 from .submit import submission
@@ -215,15 +216,14 @@ def check_notebook(study: Study, notebook: Path) -> str | None:
 # %% ../../nbs/study/09_verify.ipynb #fb728394
 def result_files(study: Study) -> list[str]:
     "The result files of a study, below `reports`: those of its profile, and those in its records."
-    files = {f'{run}/cams.json' for run in study.of(study.settings['variants'], study.random_seeds)}
-    for stage in ('pseudo', 'segment'):
-        files |= {f'{run}/{stage}.json' for run in study.of(study.labels, study.label_seeds)}
+    kinds = result_steps(study.settings)
+    files = {f'{name}.json' for kind in ('cams', 'pseudo', 'segment', 'start', 'trial') for name in kinds[kind]}
     return sorted(files.union(*(record.get('results', {}) for record in study.shown().values())))
 
 
 def table_names(study: Study) -> list[str]:
     "The tables of a study: those that its profile asks for, and others that have a record."
-    wanted = {'table1', 'table5'} | ({'table2', 'table3', 'table4'} if study.labels else set())
+    wanted = ({'table1', 'table5'} if result_steps(study.settings)['cams'] else set()) | ({'table2', 'table3', 'table4'} if study.labels else set())
     wanted = wanted if study.settings['dataset']['masks'] else set()
     return sorted(wanted | {name for name, record in study.shown().items()
                             if f'{name}.csv' in record.get('products', {})})
@@ -234,6 +234,8 @@ def checks(study: Study) -> Iterator[tuple[str, Callable[[], str | None]]]:
     for file in result_files(study):
         path = study.reports / file
         yield f'{path}: parameters of the profile', partial(check_settings, study, file)
+        if path.stem in ('start', 'trial'):
+            continue  # their CAMs are not kept
         yield f'{path}: scores of its confusion matrices', partial(check_scores, path)
         yield f'{path}: scores of the stored maps', partial(check_pixels, study, file)
         if file.endswith('/pseudo.json'):
@@ -251,7 +253,8 @@ def checks(study: Study) -> Iterator[tuple[str, Callable[[], str | None]]]:
         yield f'{notebook}: the files in its record', partial(check_notebook, study, notebook)
 
 # %% ../../nbs/study/09_verify.ipynb #1d940516
-NOT_SEEN = 'history.csv of the trainings, and the maps that CRFs and walks made on the way to the scored ones'
+NOT_SEEN = ('history.csv of the trainings, the maps that CRFs and walks made on the way to the scored ones, and the scores of '
+            'the trials of a sweep, whose CAMs are not kept')
 
 
 def verify(profile: str | Path, data: str | Path, base: str | Path = '.') -> int:
