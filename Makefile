@@ -46,6 +46,7 @@ OUT    := reports/$(PROFILE)
 MODELS := data/runs/$(PROFILE)
 BENCH  := $(patsubst %,reports/bench/%.ipynb,network pseudo_labels roofline notebooks)
 TRIED  := reports/bench/supported.ipynb
+CARD   := reports/bench/card.ipynb
 # SOURCES: a JSON file with other addresses, sizes and hashes (bnrcam.datasets.download.read_sources), for a mirror or a
 # smaller set of the data that `make data` fetches; which, FETCHED, the profile says
 SCENES := $(if $(filter data/mini,$(DATA)),data/mini/scenes.json)$(if $(PHOTOS),$(DATA)/ImageSets)
@@ -93,10 +94,10 @@ no_graph: $(if $(DRY),$(READY))
 endif
 endif
 
-.PHONY: help reproduce verify plan test fuzz export lab docs data fetched notebooks bench supported readme start clean again no_graph $(BENCH) $(TRIED)
+.PHONY: help reproduce verify plan test fuzz export lab docs data fetched notebooks bench supported check-gpu readme start clean again no_graph $(BENCH) $(TRIED) $(CARD)
 help:  ## this list
 	@echo 'make TARGET [PROFILE=mini|scratch|when|animals|voc|coco] [DATA=folder in VOC layout] [JOBS=n] [LAUNCH="srun --gpus 1"]'
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST)
 
 reproduce: $(if $(GRAPH),$(OUT)/index.ipynb)  ## run what is stale of the study; the result is reports/PROFILE/index.html
 	@echo "$(if $(BUILT),Done,Nothing to do: all is up to date). Open $(OUT)/index.html"
@@ -152,6 +153,10 @@ bench: $(BENCH)  ## time and memory of every stage against the textbook's forms,
 
 supported: $(TRIED)  ## which networks of timm can be CAM networks: each file's smallest is tried (5 minutes)
 	@cp $(<:.ipynb=.csv) $(<:.ipynb=.md) $(<:.ipynb=.json) reports/readme/
+
+check-gpu: $(CARD)  ## what first to run with a new GPU: its numbers against the processor's, memory, speed, advice (10 minutes)
+	@$(BIN)/jupyter nbconvert --to html $< 2>/dev/null
+	@echo 'Done. Open $(CARD:.ipynb=.html); the numbers are in $(CARD:.ipynb=.json)'
 
 readme: reproduce  ## after a run of mini: its Tables 2 and 5, Figures 1, 3 and 4, and the last bench, into the README
 	mkdir -p reports/readme
@@ -224,8 +229,8 @@ $(OUT)/index.ipynb:
 $(OUT)/%.yaml: ;
 
 # no part of a study: it takes no profile, and runs whenever it is asked for
-$(BENCH) $(TRIED): LOCKS := reports/.bench.lock
-$(TRIED): reports/%.ipynb: nbs/%.ipynb | $(READY)
+$(BENCH) $(TRIED) $(CARD): LOCKS := reports/.bench.lock
+$(TRIED) $(CARD): reports/%.ipynb: nbs/%.ipynb | $(READY)
 	$(call papermill)
 $(BENCH): reports/%.ipynb: nbs/%.ipynb $(if $(filter data/mini,$(DATA)),data/mini/scenes.json) | $(READY)
 	$(call papermill,-p root $(DATA))

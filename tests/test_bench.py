@@ -44,6 +44,15 @@ def test_roofline(tmp_path):
     assert result['peak_gflops'] > 0 and result['copy_gb_per_second'] > 0
 
 
+def test_card(tmp_path):
+    "On a processor it runs to its end, says what only a card can tell, and double precision leaves no difference."
+    result = measured(tmp_path, 'card', model='conformer_mini_patch16', side=64, batch=2, width=1 / 32)
+    if 'no GPU' in result['found']['device']:
+        assert {'TF32', 'memory at the peak', 'two processes'} < {*result['skipped']} and result['two trainings'] == 0
+    assert len(result['differences']['loss, float64']) == 5 and max(result['differences']['gradient, float64'].values()) < 1e-9
+    assert len(result['steps']) >= 4 and {'precision', 'workers', 'checkpointing'} == {*result['advice']}
+
+
 def test_notebooks(tmp_path):
     result = measured(tmp_path, 'notebooks', notebooks=str(NOTEBOOKS.parent / 'datasets/00_transforms.ipynb'), promised=0)
     row, = result['notebooks']
