@@ -176,13 +176,19 @@ def another(value):
 
 def test_every_setting_of_the_schema_changes_a_job(monkeypatch):
     "Leaves come from the schema through `completed`: a new one that no job reads fails here."
-    whole = {**read_profile(ROOT / 'nbs/profiles/animals.yaml'), 'sweep': [1e-3]}
+    whole, sweep = ({**read_profile(ROOT / f'nbs/profiles/{name}.yaml'), 'sweep': [1e-3]} for name in ('animals', 'when'))
     assert whole.keys() == Profile.model_fields.keys() and all(whole[name] for name in READ_BY)
     monkeypatch.setattr(graph, 'code', lambda *_: [])
     monkeypatch.setattr(graph, 'cells', cache(cells))  # notebooks are read once
-    before = jobs(whole, base=ROOT)
     del whole['fetched']  # what `make data` fetches: the graph's file has it, no job
-    for *sections, key in leaves(whole):
+    sweep |= {'pretrain': whole['pretrain'], 'dataset': {**sweep['dataset'], 'pretrain': 'train'}}  # which the other sweep needs
+    check_leaves(whole, [keys for keys in leaves(whole) if keys != ('when',)])
+    check_leaves(sweep, leaves({'when': sweep['when']}))
+
+
+def check_leaves(whole, paths):
+    before = jobs(whole, base=ROOT)
+    for *sections, key in paths:
         changed = copy.deepcopy(whole)
         inner = reduce(dict.__getitem__, sections, changed)
         inner[key] = another(inner[key])

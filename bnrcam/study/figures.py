@@ -71,9 +71,9 @@ def overlay(image: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 def picture_rows(columns: dict[str, Sequence[np.ndarray]], names: Sequence[str], size: float = 1.5) -> Figure:
     "A grid of pictures: one row an image, named at the left, one titled column a kind."
-    rows = len(names)
-    figure, axes = plt.subplots(rows, len(columns), figsize=(size * len(columns), size * rows), squeeze=False,
-                                layout='constrained')
+    heights = [max(picture.shape[0] / picture.shape[1] for picture in row) for row in zip(*columns.values(), strict=True)]
+    figure, axes = plt.subplots(len(names), len(columns), figsize=(size * len(columns), size * sum(heights) + .4), squeeze=False,
+                                height_ratios=heights, layout='constrained')
     for column, (title, pictures) in zip(axes.T, columns.items()):
         column[0].set_title(literal(title), fontsize=9)
         for ax, picture in zip(column, pictures, strict=True):
@@ -133,12 +133,16 @@ def label_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, st
     return mask_figure(dataset, names, {**_label_maps(dataset, names, folders), **truth})
 
 
-def overlay_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, str | Path]) -> Figure:
-    "Images, and the label maps of each folder (FOLDER/NAME.png) in VOC colours over them, the background as it is."
+def overlay_figure(dataset: VOCFolder, names: Sequence[str], folders: dict[str, str | Path], across: int = 1) -> Figure:
+    """Images, and the label maps of each folder (FOLDER/NAME.png) in VOC colours over them, the background as it is.
+
+    across: images side by side."""
     maps, images = _label_maps(dataset, names, folders), _images(dataset, names)
     over = {title: [np.where(mask[..., None] > 0, image // 2 + voc_palette()[mask] // 2, image)
                     for image, mask in zip(images, masks)] for title, masks in maps.items()}
-    figure = picture_rows({'image': images, **over}, [first_label(dataset, name) for name in names])
+    pictures, blank = {'image': images, **over}, [np.full((1, 2, 3), 255, np.uint8)] * (-len(names) % across)
+    columns = {title + ' ' * number: [*shown, *blank][number::across] for number in range(across) for title, shown in pictures.items()}
+    figure = picture_rows(columns, [first_label(dataset, name) for name in names[::across]])
     class_legend(figure, [mask for masks in maps.values() for mask in masks], dataset.classes)
     return figure
 
