@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARY = sorted([*(ROOT / 'nbs').glob('[0-9]*.ipynb'), *(ROOT / 'nbs').glob('*/[0-9]*.ipynb')])
 BATCH = sorted((ROOT / 'nbs').glob('*/[!0-9]*.ipynb'))
 RESULTS = [path for path in BATCH if path.parent.name == 'results' and path.stem != 'index']
-STAGES = {'cams', 'pseudo', 'segment', 'sweep'}
+STAGES = {'cams', 'pseudo', 'segment', 'start', 'sweep', 'trial'}
 
 
 def tool(name, cwd):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SOURCES = ('bnrcam', 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE')
 # modules of the study that draw, or need those that draw: they may ask for the extra `study`
-STUDY = {'study.figures', 'study.tables', 'study.verify'}
+STUDY = {'study.figures', 'study.plan', 'study.tables', 'study.verify', 'study.when'}
 LIBRARY = sorted({'.'.join(path.relative_to(ROOT / 'bnrcam').with_suffix('').parts)
                   for path in (ROOT / 'bnrcam').rglob('[a-z]*.py')} - STUDY)
 FOREIGN = {'nbdev', 'fastcore', 'execnb', 'jupyter', 'jupyterlab', 'IPython', 'ipykernel', 'nbformat', 'nbconvert', 'papermill',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'address', 'same_user', 'become', 'serve', 'connected', 'stand_for', 'hold_ports', 'start']
 
-# %% ../../nbs/engine/07_kernels.ipynb #18291df6
+# %% ../../nbs/engine/07_kernels.ipynb #d02b1264
 import hashlib
 import importlib
 import json
@@ -21,9 +21,10 @@ import threading
 import time
 import warnings
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
-# %% ../../nbs/engine/07_kernels.ipynb #442f2923
+from .files import read_text
+
+# %% ../../nbs/engine/07_kernels.ipynb #f5df5168
 LIBRARIES = ('torch', 'timm', 'pandas', 'seaborn', 'ipykernel.kernelapp', 'ipykernel.ipkernel')  # what nearly all kernels import
 
 
@@ -38,7 +39,7 @@ def same_user(connection: socket.socket) -> bool:
     _, uid, _ = struct.unpack('3i', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize('3i')))
     return uid == os.getuid()
 
-# %% ../../nbs/engine/07_kernels.ipynb #583cc503
+# %% ../../nbs/engine/07_kernels.ipynb #3b3816c1
 def become(connection: socket.socket) -> None:
     "Turn this copy of the server into the kernel that the other end of `connection` asks for, and end when that ends."
     message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
@@ -82,7 +83,7 @@ def serve(make: str) -> None:
                     os._exit(0)
                 connection.close()
 
-# %% ../../nbs/engine/07_kernels.ipynb #1ce8f8dd
+# %% ../../nbs/engine/07_kernels.ipynb #af8abf34
 def connected(make: str) -> socket.socket | None:
     "A connection to the server of kernels once it is ready; started if there is none; None if that cannot be had."
     connection = socket.socket(socket.AF_UNIX)
@@ -111,7 +112,7 @@ def hold_ports(file: str) -> ExitStack:
     "Keeps the ports of a kernel's connection file from others: Jupyter found them free, but the kernel may wait for the server."
     stack = ExitStack()
     with suppress(OSError, ValueError, KeyError):
-        found = json.loads(Path(file).read_text())
+        found = json.loads(read_text(file))
         for port in [value for key, value in found.items() if key.endswith('_port') and found['transport'] == 'tcp']:
             stack.enter_context(socket.socket()).bind((found['ip'], port))
     return stack
