@@ -158,10 +158,10 @@ check-gpu: $(CARD)  ## what first to run with a new GPU: its numbers against the
 	@$(BIN)/jupyter nbconvert --to html $< 2>/dev/null
 	@echo 'Done. Open $(CARD:.ipynb=.html); the numbers are in $(CARD:.ipynb=.json)'
 
-readme: reproduce  ## after a run of mini: its Tables 2 and 5, Figures 1, 3 and 4, and the last bench, into the README
+readme: reproduce  ## after a run of mini: its Tables 2 and 5, Figures 1, 3 and 4, the last bench and sweep, into the README
 	mkdir -p reports/readme
 	cp $(OUT)/table2.md $(OUT)/table5.md $(OUT)/figure1.png $(OUT)/figure3.png $(OUT)/figure4.png \
-	  $(wildcard reports/bench/network.json) reports/readme/
+	  $(wildcard reports/bench/network.json reports/when/when*.png reports/when/when*.json reports/when/when*.csv) reports/readme/
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	@touch nbs/index.ipynb; $(MAKE) README.md

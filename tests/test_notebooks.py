@@ -113,6 +113,7 @@ def test_stored_outputs_are_fit_to_be_shown(path):
     for cell in json.loads(path.read_text())['cells']:
         for output in cell.get('outputs', []):
             assert output['output_type'] != 'error' and output.get('name') != 'stderr', output
+            assert '\r' not in ''.join(output.get('text', '')), output  # a progress bar
             assert not re.search(r'/(work|home|root|Users)/|Traceback', json.dumps(output)), output
             if picture := output.get('data', {}).get('image/png'):
                 pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(''.join(picture)))).convert('L'))
