@@ -57,6 +57,7 @@ def test_kernel_is_a_copy_with_its_own_environment(make, monkeypatch):
     parents = {kernel.value('os.getppid()') for kernel in kernels}
     assert len(parents) == 1 and parents != {str(os.getpid())}
     assert kernels[0].value('__import__("numpy").random.rand()') != kernels[1].value('__import__("numpy").random.rand()')
+    assert kernels[0].value('__import__("torch").cuda._is_in_bad_fork()') == 'False'  # else no copy could use a GPU
     assert kernels[0].run('import matplotlib.pyplot as plt; print(plt.get_backend())')[1].endswith('inline')
     for kernel in kernels:
         kernel.end()
