@@ -28,7 +28,7 @@ def start_figure(trials: pd.DataFrame, starts: pd.DataFrame) -> Figure:
                       label=VARIANT_NAMES[variant])
     left.axhline(0, color='grey', lw=.8)
     left.set(xlabel='activation on background before fine-tuning (%)', ylabel='seed mIoU less baseline (points)')
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, ncols=2, loc='lower center', bbox_to_anchor=(.5, 1))
     bars = {}
     for scenes in dict.fromkeys([starts['scenes'].min(), starts['scenes'].max()]):
         before = starts[starts['scenes'] == scenes]['shares'].iloc[0]['attention']
@@ -61,6 +61,9 @@ def axes_figure(trials: pd.DataFrame) -> Figure:
         ax.set_xlabel({'context_rate': "rate of a class's own context", 'epochs': 'epochs', 'lr': 'learning rate',
                        'weight': 'weight of the second loss'}[name])
         if name != 'context_rate': ax.set_xscale('log')
+        values = sorted(rows[name].unique())
+        ax.set_xticks(values, [f'{value:g}' for value in values])
+        ax.minorticks_off()
     panels[0, 0].set_ylabel('seed mIoU less baseline (points)')
-    panels[0, 0].legend(fontsize=7)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, ncols=4, loc='outside upper center')
     return figure
