@@ -91,6 +91,12 @@ def test_result_notebooks_say_what_they_need_and_where_they_stand(path):
     assert {*metadata['needs'], *metadata.get('uses', [])} <= STAGES and type(metadata['order']) is int
 
 
+def test_no_result_has_a_name_that_another_begins_with():
+    "What a result has made is NAME.* and NAME_*."
+    names = [path.stem for path in RESULTS]
+    assert not [(one, other) for one in names for other in names if other.startswith(f'{one}_')]
+
+
 def test_places_on_the_page_differ():
     orders = [json.loads(path.read_text())['metadata']['bnrcam']['order'] for path in RESULTS]
     assert len(set(orders)) == len(orders) > 10

@@ -112,7 +112,7 @@ def test_parameters_of_a_notebook_are_those_of_its_profile(path):
     found = parameters(path)
     profile = read_profile(ROOT / f"nbs/profiles/{found['profile']}.yaml")
     others = {'pretrain': 'scratch', 'collapse': 'scratch', 'trunk': 'animals', 'masks': 'photos', 'coverage': 'photos',
-              'levels': 'photos', **dict.fromkeys(['start', 'trial', 'when', 'when_settings', 'when_best'], 'when')}
+              'levels': 'photos', **dict.fromkeys(['start', 'trial', 'when_starts', 'when_settings', 'when_best'], 'when')}
     assert found['profile'] == others.get(path.stem, 'mini')
     for name, value in found.items():
         if name in profile and value != {}:

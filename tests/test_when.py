@@ -46,7 +46,7 @@ def test_every_trial_is_there_and_no_network_is_kept(study):
 
 def test_page_table_and_figures(study):
     out = study / 'reports/when'
-    assert all((out / f'{name}.png').stat().st_size > 10_000 for name in ('when', 'when_settings'))
+    assert all((out / f'{name}.png').stat().st_size > 10_000 for name in ('when_starts', 'when_settings'))
     table = pd.read_csv(out / 'when_best.csv', keep_default_na=False)
     assert table['further scenes'].tolist() == [0, 0, 32, 32] and table['mIoU (%)'].str.match('[0-9]').all()
     assert 'id="when_best"' in (out / 'index.html').read_text()
