@@ -135,11 +135,11 @@ def test_a_stopped_run_leaves_nothing(tmp_path, monkeypatch, error):
 def test_a_faster_process_wins(tmp_path, monkeypatch):
     real = scenes.fill
 
-    def overtaken(unfinished, sizes, seed):
+    def overtaken(unfinished, sizes, seed, context_rate):
         monkeypatch.undo()
         write_scenes(tmp_path / 'scenes', sizes, seed)
         unfinished.mkdir()
-        real(unfinished / 'late', sizes, seed)
+        real(unfinished / 'late', sizes, seed, context_rate)
     monkeypatch.setattr(scenes, 'fill', overtaken)
     root = write_scenes(tmp_path / 'scenes', {'val': 2})
     assert not (root / 'late').exists() and [p.name for p in tmp_path.iterdir()] == ['scenes']

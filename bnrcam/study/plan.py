@@ -173,7 +173,8 @@ class Probes:
         notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
         nbformat.write(notebook, self.base / 'probe.ipynb')
         out = papermill.execute_notebook(self.base / 'probe.ipynb', self.base / 'out.ipynb', smaller(job, steps, images, root),
-                                         cwd=self.base, kernel_name='warm', progress_bar=False, start_timeout=600)
+                                         cwd=self.base, kernel_name='warm', progress_bar=False, start_timeout=600,
+                                         extra_arguments=['--log-level=50'])  # of the kernel, which else warns on stderr
         self.made[stage], self.most[stage] = self.files() - before, images
         seconds = sum(cell.metadata.papermill.duration for cell in out.cells if cell.metadata.papermill.duration)
         memory = json.loads(out.cells[-1].outputs[-1].text.splitlines()[-1])
