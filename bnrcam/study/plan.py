@@ -65,7 +65,7 @@ def batch_of(job: Job) -> int:
 
 
 def work(job: Job, sizes: dict[str, int]) -> tuple[int, int]:
-    "Steps and images of a job. sizes: images of each split."
+    "Steps, and images of a job, of each split that it makes maps of. sizes: images of each split."
     stage, given, batch = job.notebook.stem, job.parameters, batch_of(job)
     data = {key: sizes.get(split, 0) for key, split in given.get('dataset', {}).items() if isinstance(split, str)}
     passes = lambda section, images: round(given[section]['epochs'] * (images // batch))
@@ -73,7 +73,7 @@ def work(job: Job, sizes: dict[str, int]) -> tuple[int, int]:
         steps = given['scenes'] // batch if stage == 'start' else passes('train', given['when']['train_scenes'])
         return steps, given['when']['scored_scenes']
     return {'cams': lambda: (0, data['train']), 'pseudo': lambda: (passes('affinity', data['train']), data['train']),
-            'segment': lambda: (given['segment']['iterations'], data['val'] + data.get('test', 0)),
+            'segment': lambda: (given['segment']['iterations'], (data['val'] + data.get('test', 0)) // (1 + ('test' in data))),
             }.get(stage, lambda: (passes(stage, data.get('pretrain') or data['train']), 0))()
 
 
@@ -124,8 +124,9 @@ def few_images(names: list[str], label: str, source: str | Path, root: Path, cou
 
 # %% ../../nbs/study/10_plan.ipynb #a596b261
 PEAK = '''
-import json, resource, torch
-print(json.dumps({'CPU': 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, **(
+import json, resource, sys, torch
+unit = 1 if sys.platform == 'darwin' else 1024
+print(json.dumps({'CPU': unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, **(
     {'GPU': torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})}))'''
 
 
@@ -218,7 +219,7 @@ def estimate(probes: Probes, job: Job, steps: int, images: int, few: int) -> Est
 
 # %% ../../nbs/study/10_plan.ipynb #be7aca1f
 def measure(profile: dict, root: str | Path, base: str | Path = '.') -> pd.DataFrame:
-    """A row a kind of job: `kind`, `jobs`, `steps` and `images` of one, seconds a `step`, an `image` and `once`, `hours` of all,
+    """A row a kind of job: `kind`, `jobs`, `steps` and `images` of the largest, seconds a `step`, an `image` and `once`, `hours` of all,
     `memory` by device and `disk` of all in bytes, and `note`. base: the project's folder. DataError as `split_sizes`."""
     base, found = Path(base).resolve(), jobs(profile, str(Path(root).resolve()), Path(base).resolve())
     names = splits(found)
@@ -229,8 +230,9 @@ def measure(profile: dict, root: str | Path, base: str | Path = '.') -> pd.DataF
     with TemporaryDirectory() as folder:
         probes = Probes(names, profile['dataset']['classes'][0], root, Path(folder))
         for name, group in progress_bar(groups.items(), desc='probes', unit='kind'):
-            (steps, images), note = work(group[0], sizes), ''
-            try: cost = estimate(probes, group[0], steps, images, few)
+            job = max(group, key=lambda job: work(job, sizes))
+            (steps, images), note = work(job, sizes), ''
+            try: cost = estimate(probes, job, steps, images, few)
             except papermill.PapermillExecutionError as error:
                 cost, note = Estimate(*[np.nan] * 5, {}), f'{error.ename}: {error.evalue}'.splitlines()[0]
             each = pd.DataFrame([work(job, sizes) for job in group]).sum()
